@@ -1,0 +1,74 @@
+"""Data: from a name to a Task, and from a Task to its pixels.
+
+>>> task = open_task("synthetic", resolution=64)
+>>> splits = load(task)
+>>> splits.train.images.shape  # (N, C, H, W) of uint8
+(320, 3, 64, 64)
+"""
+
+from __future__ import annotations
+
+from onenet_bench.data import folder, synthetic
+from onenet_bench.data._cache import cache_dir
+from onenet_bench.data.samples import Request, Samples, Source, Splits
+from onenet_bench.errors import DataError, known
+from onenet_bench.task import Task
+
+__all__ = ["SOURCES", "Samples", "Source", "Splits", "cache_dir", "load", "open_task"]
+
+SOURCES: dict[str, Source] = {
+    "synthetic": synthetic.SOURCE,
+    "folder": folder.SOURCE,
+}
+
+
+def open_task(
+    data: str,
+    *,
+    resolution: int = 64,
+    seed: int = 0,
+    train: int | None = None,
+    validation: int | None = None,
+    test: int | None = None,
+) -> Task:
+    """The Task that ``data`` names, at ``resolution`` x ``resolution`` pixels.
+
+    ``data`` is ``KIND`` or ``KIND:WHERE``, with KIND a key of ``SOURCES``. ``train``, ``validation`` and
+    ``test`` are numbers of images: generated data has that many, found data is cut to that many.
+
+    Raises:
+        DataError: the kind is unknown, or what it names cannot be used; the message names the file.
+    """
+    kind, _, where = data.partition(":")
+    request = Request(
+        data=data, where=where, resolution=resolution, seed=seed, train=train, validation=validation, test=test
+    )
+    return _source(kind).open(request)
+
+
+def load(task: Task) -> Splits:
+    """The pixels of a task, as read-only arrays kept under ``cache_dir()``.
+
+    Raises:
+        DataError: what ``task.data`` names is no longer what the task was opened on.
+    """
+    now = open_task(
+        task.data,
+        resolution=task.resolution,
+        seed=task.seed,
+        train=task.train,
+        validation=task.validation,
+        test=task.test,
+    )
+    if now.content != task.content:
+        raise DataError(
+            f"a task must find the data it was opened on, but the content of {task.data} was {task.content} and "
+            f"is now {now.content}; bring the old data back, or open a new task"
+        )
+    return _source(task.data.partition(":")[0]).load(task)
+
+
+def _source(kind: str) -> Source:
+    if kind not in SOURCES:
+        raise DataError(known("data kind", kind, SOURCES))
+    return SOURCES[kind]

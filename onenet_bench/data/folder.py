@@ -1,0 +1,467 @@
+"""``folder:PATH``: a folder of images and a folder of masks.
+
+::
+
+    PATH/
+      images/STEM.{png,jpg,jpeg,tif,tiff,npy}
+      masks/STEM.{png,tif,tiff,npy}          class indices; 255 counts nowhere
+      classes.txt                            optional: a class name a line
+      split.json                             optional: {"train": [STEM, ...], "validation": [...], "test": [...]}
+      train.txt, validation.txt, test.txt    or this: a stem a line
+
+Lines that begin with ``#``, hidden files (``._*`` among them), folders and files of other kinds are passed over.
+
+**Masks** hold one integer a pixel; of a palette image that is the index, not the colour. JPEG is refused, for it
+changes values, and so are colours. The classes are the values found in all masks in use, 255 apart. Where these are
+0 to K-1 for some K, a value is its class; otherwise the sorted values are numbered from 0. A class is named
+``background`` if its value is 0, else ``value_V``, or as ``classes.txt`` says: K lines are values 0 to K-1, of which
+not all need occur, or, if other values occur, the names of the K sorted values. The background is the class named
+``background``, else class 0.
+
+**Images** are read by what they hold, not by their extension. Where all have one channel, a net sees one; where some
+are in colour, all are read as RGB. Transparency is dropped, EXIF orientation not applied. ``.npy`` images are (H, W)
+or (H, W, C) with any C, of uint8 or uint16. Sixteen-bit images are scaled such that the largest value in any of them
+becomes 255; the same factor for all, so that brightness can still be compared.
+
+**Resolution.** Images are stretched to a square by bilinear interpolation, averaging where they shrink; masks take
+the nearest pixel.
+
+**Splits.** If the folder states none, the stems are sorted, shuffled by the seed and cut 70 / 15 / 15, with at least
+one image in each. Asking for fewer images takes the first of a split and moves none to another. If it states one, only
+the stems in it are used.
+
+**Content** is the sha256 of the names and bytes of all files in use, read anew by every ``open_task`` and
+``load``; what was decoded is cached under that digest.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import struct
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from onenet_bench.data import _cache
+from onenet_bench.data.samples import SPLITS, Request, Samples, Source, Splits
+from onenet_bench.errors import DataError
+from onenet_bench.task import Task
+
+VERSION = 1  # of the rules above
+EXTENSIONS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".npy")
+IGNORED = 255
+MOST_CLASSES = 64
+
+_BROKEN = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
+_SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I;16N", "I")
+
+
+class _Stated(NamedTuple):
+    """A split as a file states it."""
+
+    file: Path
+    stems: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Tree:
+    """The files in use, by stem."""
+
+    root: Path
+    images: dict[str, Path]
+    masks: dict[str, Path]
+    stated: dict[str, _Stated]  # the splits; empty where the folder states none
+    others: tuple[Path, ...]  # classes.txt and split files
+
+    def content(self) -> str:
+        """A digest of the names and bytes of all files in use."""
+        total = hashlib.sha256(f"folder {VERSION}".encode())
+        for path in sorted([*self.images.values(), *self.masks.values(), *self.others]):
+            try:
+                with path.open("rb") as file:
+                    own = hashlib.file_digest(file, "sha256").hexdigest()
+            except OSError as error:
+                raise _broken(path, error) from error
+            total.update(f"{path.relative_to(self.root).as_posix()}\0{own}\0".encode())
+        return total.hexdigest()[:16]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Facts:
+    """What only a look into every file tells."""
+
+    channels: int
+    brightest: int  # the largest value of the 16-bit images, 0 if there are none
+    values: tuple[int, ...]  # the values of the masks, sorted, without IGNORED
+
+
+# -- finding files ---------------------------------------------------------------------------------------------------
+
+
+def _find(where: str) -> _Tree:
+    if not where:
+        raise DataError("a folder data set needs a path; write folder:PATH")
+    root = Path(where).expanduser()
+    images, masks = (_by_stem(root / part) for part in ("images", "masks"))
+    stated = _stated_split(root)
+    for file, of_split in stated.values():
+        for stem in of_split:
+            if stem not in images and stem not in masks:
+                raise DataError(
+                    f"every stem of a split names an image and a mask, but {stem!r} in {file} names neither; "
+                    "write stems without folder and extension"
+                )
+    stems = sorted({stem for _, of_split in stated.values() for stem in of_split} or images.keys() | masks.keys())
+    for stem in stems:
+        for here, there, part in ((images, masks, "masks"), (masks, images, "images")):
+            if stem not in there:
+                raise DataError(
+                    f"every image has a mask of the same stem, but {here[stem]} has no counterpart in "
+                    f"{root / part}; add {stem}.png there, or remove the file"
+                )
+    others = {root / "classes.txt", *(file for file, _ in stated.values())}
+    return _Tree(
+        root=root,
+        images={stem: images[stem] for stem in stems},
+        masks={stem: masks[stem] for stem in stems},
+        stated=stated,
+        others=tuple(path for path in others if path.is_file()),
+    )
+
+
+def _by_stem(folder: Path) -> dict[str, Path]:
+    if not folder.is_dir():
+        raise DataError(f"a folder data set holds images/ and masks/, but there is no folder {folder}")
+    found: dict[str, Path] = {}
+    for path in sorted(folder.iterdir()):
+        if path.name.startswith(".") or path.suffix.lower() not in EXTENSIONS or not path.is_file():
+            continue
+        if path.stem in found:
+            raise DataError(
+                f"a stem names one file, but {found[path.stem]} and {path} share one; rename or remove one of them"
+            )
+        found[path.stem] = path
+    if not found:
+        raise DataError(f"there is no file with one of the extensions {', '.join(EXTENSIONS)} in {folder}")
+    return found
+
+
+def _stated_split(root: Path) -> dict[str, _Stated]:
+    """The splits as ``root`` states them; empty where it does not."""
+    whole, parts = root / "split.json", {split: root / f"{split}.txt" for split in SPLITS}
+    there = {split: path for split, path in parts.items() if path.is_file()}
+    if whole.is_file():
+        if there:
+            names = ", ".join(path.name for path in there.values())
+            raise DataError(f"a split is stated once, but {root} holds both split.json and {names}; keep one")
+        stated = {split: _Stated(whole, stems) for split, stems in _read_split_json(whole).items()}
+    else:
+        stated = {split: _Stated(path, tuple(_lines(path))) for split, path in there.items()}
+    if not stated and not whole.is_file():
+        return {}
+    for split in ("train", "validation"):
+        if split not in stated:
+            raise DataError(f"a stated split has a train and a validation part, but {root} has no {split} part")
+        if not stated[split].stems:
+            raise DataError(f"the {split} split of {stated[split].file} is empty; name at least one stem")
+    home: dict[str, str] = {}
+    for split, (file, stems) in stated.items():
+        for stem in stems:
+            if stem in home:
+                raise DataError(
+                    f"an image is in one split, once, but {file} lists {stem!r} in {split} after {home[stem]}"
+                )
+            home[stem] = split
+    return stated
+
+
+def _read_split_json(path: Path) -> dict[str, tuple[str, ...]]:
+    try:
+        stated = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DataError(f"{path} is not JSON: {error}") from error
+    if (
+        not isinstance(stated, dict)
+        or not stated.keys() <= set(SPLITS)
+        or not all(isinstance(stems, list) and all(isinstance(s, str) for s in stems) for stems in stated.values())
+    ):
+        raise DataError(f'{path} must be of the form {{"train": ["STEM", ...], "validation": [...], "test": [...]}}')
+    return {split: tuple(stems) for split, stems in stated.items()}
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} must be UTF-8 text, but: {error}") from error
+    return [line.strip() for line in text.splitlines() if line.strip() and not line.lstrip().startswith("#")]
+
+
+# -- reading files ---------------------------------------------------------------------------------------------------
+
+
+def _broken(path: Path, error: BaseException) -> DataError:
+    return DataError(f"{path} cannot be read ({error or type(error).__name__}); replace it or remove it")
+
+
+def _read_npy(path: Path) -> NDArray[Any]:
+    try:
+        array: NDArray[Any] = np.load(path, allow_pickle=False)
+    except _BROKEN as error:
+        raise _broken(path, error) from error
+    return array
+
+
+def _open_image(path: Path) -> Image.Image:
+    try:
+        image = Image.open(path)
+        frames = getattr(image, "n_frames", 1)
+    except _BROKEN as error:
+        raise _broken(path, error) from error
+    if frames > 1 and image.format == "TIFF":
+        raise DataError(f"an image file holds one image, but {path} holds several; write one file for each")
+    return image
+
+
+def _channels_and_size(path: Path) -> tuple[int, bool, tuple[int, int]]:
+    """Channels, whether of 16 bits, and (height, width); for all but ``.npy`` from the header alone."""
+    if path.suffix.lower() == ".npy":
+        array = _read_npy(path)
+        if array.ndim not in (2, 3) or 0 in array.shape or array.dtype not in (np.uint8, np.uint16):
+            raise DataError(
+                f"an .npy image is (H, W) or (H, W, C) of uint8 or uint16, but {path} is {array.shape} of "
+                f"{array.dtype}; scale and save it as such"
+            )
+        return (1 if array.ndim == 2 else array.shape[2]), array.dtype == np.uint16, array.shape[:2]
+    with _open_image(path) as image:
+        if image.mode == "F":
+            raise DataError(f"an image has 8 or 16 bits a channel, but {path} is of floating point; save it as .npy")
+        gray = image.mode in ("1", "L", "LA", "La", *_SIXTEEN_BIT)
+        return (1 if gray else 3), image.mode in _SIXTEEN_BIT, (image.height, image.width)
+
+
+def _read_image(path: Path, channels: int) -> NDArray[np.uint8] | NDArray[np.uint16]:
+    """(H, W, channels) as the file has it, alpha dropped."""
+    if path.suffix.lower() == ".npy":
+        array = _read_npy(path)
+    else:
+        with _open_image(path) as image:
+            try:
+                image.load()
+            except _BROKEN as error:
+                raise _broken(path, error) from error
+            wide = image.mode in _SIXTEEN_BIT
+            array = np.asarray(image if wide else image.convert("L" if channels == 1 else "RGB"))
+    if array.dtype != np.uint8:
+        if array.min() < 0 or array.max() > 65535:
+            raise DataError(
+                f"a grayscale image holds values of 0 to 65535, but {path} has {array.min()} to {array.max()}"
+            )
+        array = array.astype(np.uint16)
+    array = array.reshape(*array.shape[:2], -1)
+    return np.broadcast_to(array, (*array.shape[:2], channels))
+
+
+def _read_mask(path: Path) -> NDArray[Any]:
+    """(H, W) of integers, as the file has them."""
+    if path.suffix.lower() == ".npy":
+        array = _read_npy(path)
+        if array.ndim != 2 or 0 in array.shape or array.dtype.kind not in "bui":
+            raise DataError(
+                f"a mask is (H, W) of integers, but {path} is {array.shape} of {array.dtype}; save class indices"
+            )
+    else:
+        with _open_image(path) as image:
+            if image.format in ("JPEG", "MPO") or image.info.get("compression") == "jpeg":
+                raise DataError(
+                    f"a mask must be stored without loss, but {path} is a JPEG; make a PNG from the original labels"
+                )
+            if image.mode not in ("1", "L", "P", *_SIXTEEN_BIT):
+                raise DataError(
+                    f"a mask holds one class index a pixel, but {path} has the channels {image.mode}; "
+                    "map each colour to its index and save that as an 8-bit grayscale PNG"
+                )
+            try:
+                image.load()
+            except _BROKEN as error:
+                raise _broken(path, error) from error
+            array = np.asarray(image)
+    if array.min() < 0:
+        raise DataError(
+            f"class indices are at least 0, but {path} holds {array.min()}; write {IGNORED} for pixels to ignore"
+        )
+    return array
+
+
+# -- from files to facts ---------------------------------------------------------------------------------------------
+
+
+def _facts(tree: _Tree, content: str) -> _Facts:
+    def build() -> _cache.Arrays:
+        facts = _look(tree)
+        return {
+            "channels_and_brightest": np.array([facts.channels, facts.brightest]),
+            "values": np.array(facts.values, np.int64),
+        }
+
+    arrays = _cache.arrays(f"folder-facts-{content}", build)
+    channels, brightest = arrays["channels_and_brightest"].tolist()
+    return _Facts(channels=channels, brightest=brightest, values=tuple(arrays["values"].tolist()))
+
+
+def _look(tree: _Tree) -> _Facts:
+    first_with: dict[int, Path] = {}  # channels -> the first image that has as many
+    values: set[int] = set()
+    brightest = 0
+    for stem, path in tree.images.items():
+        channels, sixteen_bit, size = _channels_and_size(path)
+        first_with.setdefault(channels, path)
+        if sixteen_bit:
+            brightest = max(brightest, int(_read_image(path, channels).max()))
+        mask = _read_mask(tree.masks[stem])
+        if mask.shape != size:
+            raise DataError(
+                f"an image and its mask have one size, but {path} is {size[1]} x {size[0]} and {tree.masks[stem]} is "
+                f"{mask.shape[1]} x {mask.shape[0]}; resize one of them"
+            )
+        values.update(np.unique(mask).tolist())
+        values.discard(IGNORED)
+        if len(values) > MOST_CLASSES:
+            raise DataError(
+                f"masks hold class indices, at most {MOST_CLASSES} different ones, but with {tree.masks[stem]} there "
+                "are more; look for smoothed edges, or an image among the masks"
+            )
+    if len(first_with) > 1 and first_with.keys() != {1, 3}:
+        told = ", ".join(f"{path} has {channels}" for channels, path in sorted(first_with.items()))
+        raise DataError(f"all images have the same channels, or are grayscale and RGB, but {told}")
+    return _Facts(channels=max(first_with), brightest=brightest, values=tuple(sorted(values)))
+
+
+def _classes(tree: _Tree, values: tuple[int, ...]) -> tuple[tuple[str, ...], tuple[int, ...]]:
+    """The names of the classes, and the mask value of each."""
+    path = tree.root / "classes.txt"
+    if path in tree.others:
+        names = tuple(_lines(path))
+        if len(set(names)) < len(names):
+            raise DataError(f"classes have different names, but {path} has one twice")
+        if values and values[-1] < len(names):
+            values = tuple(range(len(names)))
+        elif len(names) != len(values):
+            raise DataError(
+                f"{path} names {len(names)} classes, but the masks hold the values "
+                f"{', '.join(map(str, values))}; write a line for each"
+            )
+    else:
+        names = tuple("background" if value == 0 else f"value_{value}" for value in values)
+    if len(names) < 2:
+        hold = " and ".join(map(str, [*values, IGNORED]))
+        raise DataError(
+            f"masks hold at least two classes, but those of {tree.root} hold nothing but {hold}, and {IGNORED} is for "
+            "pixels that count nowhere; write objects as 1"
+        )
+    return names, values
+
+
+# -- the row of the table --------------------------------------------------------------------------------------------
+
+
+def _divide(tree: _Tree, seed: int) -> dict[str, tuple[str, ...]]:
+    """All stems of each split."""
+    if tree.stated:
+        return {split: tree.stated[split].stems if split in tree.stated else () for split in SPLITS}
+    stems = list(tree.images)
+    if len(stems) < 3:
+        raise DataError(
+            f"three splits need at least 3 images, but {tree.root} has {len(stems)}; add images, or state a split"
+        )
+    random = np.random.RandomState(np.random.MT19937(np.random.SeedSequence([seed])))
+    stems = [stems[place] for place in random.permutation(len(stems))]
+    part = max(1, round(0.15 * len(stems)))
+    return {
+        "train": tuple(stems[2 * part :]),
+        "validation": tuple(stems[:part]),
+        "test": tuple(stems[part : 2 * part]),
+    }
+
+
+def _open(request: Request) -> Task:
+    tree = _find(request.where)
+    content = tree.content()
+    facts = _facts(tree, content)
+    names, _ = _classes(tree, facts.values)
+    sizes = {}
+    for split, stems in _divide(tree, request.seed).items():
+        wanted = getattr(request, split)
+        sizes[split] = len(stems) if wanted is None else wanted
+        if sizes[split] > len(stems):
+            raise DataError(f"the {split} split of {tree.root} has {len(stems)} images, but {wanted} were asked for")
+    return Task(
+        data=request.data,
+        content=content,
+        in_channels=facts.channels,
+        class_names=names,
+        resolution=request.resolution,
+        seed=request.seed,
+        background=names.index("background") if "background" in names else 0,
+        ignore_index=IGNORED,
+        **sizes,
+    )
+
+
+def _load(task: Task) -> Splits:
+    tree = _find(task.data.partition(":")[2])
+    facts = _facts(tree, task.content)
+    _, values = _classes(tree, facts.values)
+    stems = {split: of_split[: getattr(task, split)] for split, of_split in _divide(tree, task.seed).items()}
+
+    def build() -> _cache.Arrays:
+        made: dict[str, NDArray[np.uint8]] = {}
+        side = task.resolution
+        for split in SPLITS:
+            size = len(stems[split])
+            images = made[f"{split}_images"] = np.empty((size, facts.channels, side, side), np.uint8)
+            masks = made[f"{split}_masks"] = np.empty((size, side, side), np.uint8)
+            for row, stem in enumerate(stems[split]):
+                images[row] = _square_image(tree.images[stem], facts, side)
+                masks[row] = _square_mask(tree.masks[stem], values, side)
+        return made
+
+    entry = _cache.digest([task.content, task.resolution, stems])
+    arrays = _cache.arrays(f"folder-{entry}", build)
+    return Splits(
+        **{
+            split: Samples(images=arrays[f"{split}_images"], masks=arrays[f"{split}_masks"], names=stems[split])
+            for split in SPLITS
+        }
+    )
+
+
+def _square_image(path: Path, facts: _Facts, side: int) -> NDArray[np.uint8]:
+    """(C, side, side)"""
+    image = _read_image(path, facts.channels)  # (H, W, C)
+    if image.dtype == np.uint16:
+        image = np.rint(image * (255 / max(facts.brightest, 1))).astype(np.uint8)
+    planes = (Image.fromarray(np.ascontiguousarray(image[..., c])) for c in range(facts.channels))
+    return np.stack([np.asarray(p.resize((side, side), Image.Resampling.BILINEAR)) for p in planes])
+
+
+def _square_mask(path: Path, values: tuple[int, ...], side: int) -> NDArray[np.uint8]:
+    """(side, side) of class indices and IGNORED"""
+    mask = _read_mask(path)  # (H, W)
+    indices = np.searchsorted(values, mask)
+    indices[mask == IGNORED] = IGNORED
+    image = Image.fromarray(indices.astype(np.uint8))
+    return np.asarray(image.resize((side, side), Image.Resampling.NEAREST))
+
+
+SOURCE = Source(
+    summary="folder:PATH  images/ and masks/ of the same stems",
+    open=_open,
+    load=_load,
+)

@@ -1,0 +1,187 @@
+"""Ledger: the append-only book of a run, and its only truth.
+
+A run is a folder; its book is ``ledger.jsonl``, one JSON object per line and event:
+
+=========  ===============================================================================================
+run        first line: name, space, task, recipe, sampler, seed, objectives, budget, trials, provenance
+resume     the run goes on: provenance
+ask        a trial's number, its choices, what the sampler wants to keep
+report     a trial's epoch: loss and scores so far
+tell       a trial's Record; it has ended
+end        why the run ended
+=========  ===============================================================================================
+
+Every append is one write and one fsync. A last line that a crash has torn is dropped on the next opening.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import pandas as pd
+
+from onenet_bench.errors import LedgerError
+from onenet_bench.record import COSTS, SCHEMA, SCORES, Record
+
+FILE = "ledger.jsonl"
+EVENTS = ("run", "resume", "ask", "report", "tell", "end")
+
+
+def read(run: Path) -> list[dict[str, Any]]:
+    """All events of the run in folder ``run``, upgraded to the present schema. A torn last line is left out.
+
+    Raises LedgerError where there is no ledger, or one that is damaged elsewhere than at its end.
+    """
+    path = run / FILE
+    try:
+        text = path.read_bytes()
+    except OSError as error:
+        raise LedgerError(
+            f"a run is a folder with a {FILE}, but {run} has none that can be read ({error.strerror})"
+        ) from error
+    events: list[dict[str, Any]] = []
+    lines = text.split(b"\n")
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            event = json.loads(line)
+            known_event = event["event"] in EVENTS
+        except (ValueError, TypeError, KeyError) as error:
+            if number == len(lines):  # no newline behind it: torn
+                break
+            raise LedgerError(
+                f"every line of a ledger is a JSON event, but line {number} of {path} is not; "
+                "restore the file from a copy or delete that line"
+            ) from error
+        if not known_event:
+            raise LedgerError(
+                f"line {number} of {path} is an unknown event {event['event']!r}; known: {', '.join(EVENTS)}"
+            )
+        events.append(event)
+    if not events or events[0]["event"] != "run":
+        raise LedgerError(f"a ledger begins with its run, but {path} does not; start the sweep anew")
+    if events[0]["schema"] > SCHEMA:
+        raise LedgerError(
+            f"{path} has schema {events[0]['schema']}, and this version of onenet-bench reads up to {SCHEMA}; "
+            "install a newer one"
+        )
+    return events
+
+
+def records(events: list[dict[str, Any]]) -> list[Record]:
+    """The Records among ``events``, in the order in which the trials ended."""
+    return [Record.from_dict(event["record"]) for event in events if event["event"] == "tell"]
+
+
+def frame(rows: list[Record]) -> pd.DataFrame:
+    """A table of ``rows``: trial, status, reason, digest, label, seconds, every cost and score (NaN where there
+    is none), and ``choice.NAME`` for every choice."""
+    columns = ["trial", "status", "reason", "digest", "label", "seconds", *COSTS, *SCORES]
+    table = pd.DataFrame(
+        [
+            {
+                "trial": row.trial,
+                "status": str(row.status),
+                "reason": row.reason,
+                "digest": row.spec.digest() if row.spec else None,
+                "label": row.spec.label() if row.spec else "",
+                "seconds": row.seconds,
+                **{name: getattr(row.costs, name, None) for name in COSTS},
+                **{name: row.scores.get(name) for name in SCORES},
+                **{f"choice.{name}": value for name, value in row.choices.items()},
+            }
+            for row in rows
+        ]
+    )
+    for name in columns:
+        if name not in table:
+            table[name] = pd.Series(dtype=float)
+    numbers = [*COSTS, *SCORES]
+    table[numbers] = table[numbers].astype(float)
+    return table
+
+
+class Ledger:
+    """A run's book, open for appending by one process.
+
+    The lock is the operating system's and dies with its owner.
+    """
+
+    def __init__(self, run: Path, *, create: bool) -> None:
+        self.run = run
+        path = run / FILE
+        try:
+            if create:
+                run.mkdir(parents=True, exist_ok=True)
+                if path.exists():
+                    raise LedgerError(f"{run} already holds a run; use --resume {run} or another name")
+            flags = os.O_RDWR | os.O_APPEND | (os.O_CREAT | os.O_EXCL if create else 0)
+            self._file = os.open(path, flags, 0o644)
+        except OSError as error:
+            raise LedgerError(f"the run's folder must be writable, but {path} is not ({error.strerror})") from error
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            os.close(self._file)
+            raise LedgerError(
+                f"a run belongs to one process at a time, but another one holds {run}; wait for it"
+            ) from error
+        self._mend()
+
+    def _mend(self) -> None:
+        """Drop a torn last line, so that the next event does not continue it."""
+        size = os.fstat(self._file).st_size
+        at, tail = size, b""
+        while at > 0 and b"\n" not in tail:
+            at = max(0, at - 65536)
+            tail = os.pread(self._file, size - at, at)
+        end = tail.rfind(b"\n")
+        torn = tail[end + 1 :]
+        if not torn:
+            return
+        try:
+            json.loads(torn)
+        except ValueError:
+            os.ftruncate(self._file, at + end + 1)
+        else:  # whole, and only its newline is missing
+            os.write(self._file, b"\n")
+        os.fsync(self._file)
+
+    def append(self, event: str, values: Mapping[str, Any]) -> None:
+        """Write one event and see it to the disk. Raises LedgerError where the disk is full or gone."""
+        line = json.dumps({"event": event, **values}, allow_nan=False, separators=(",", ":")).encode() + b"\n"
+        try:
+            written = os.write(self._file, line)
+            if written < len(line):
+                os.write(self._file, line[written:])
+            os.fsync(self._file)
+        except OSError as error:
+            raise LedgerError(
+                f"every event must reach the disk, but {self.run / FILE} cannot be written ({error.strerror}); "
+                "what was written before is safe: make room and use --resume"
+            ) from error
+
+    def close(self) -> None:
+        """Give the run back."""
+        os.close(self._file)
+
+    def __enter__(self) -> Ledger:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def runs(folder: Path) -> Iterator[Path]:
+    """The runs in ``folder``, newest last."""
+    found = [path.parent for path in folder.glob(f"*/{FILE}")]
+    yield from sorted(found, key=lambda run: (run / FILE).stat().st_mtime)

@@ -1,0 +1,100 @@
+"""A NetSpec as an ``nn.Module``: made from the plan's rows, and executed in their order.
+
+The names in the state dict are the rows' names, e.g. ``encoder.1.channel_1.conv.weight``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from onenet_bench.models.layers import SpatialConv
+from onenet_bench.plan import Row, check_resolution, plan
+from onenet_bench.spec import NetSpec
+
+MEAN, DEVIATION = 0.45, 0.225
+"""What an input in [0, 1] is normalised by (OneNet, §4.2)."""
+
+
+def _conv(row: Row) -> nn.Module:
+    padding = (row.kernel - 1) // 2 if row.stride == 1 or row.kernel > 1 else 0
+    return nn.Conv2d(
+        row.c_in, row.c_out, row.kernel, stride=row.stride, padding=padding, groups=row.groups, bias=row.bias
+    )
+
+
+MODULES: dict[str, Callable[[Row], nn.Module]] = {
+    "conv": _conv,
+    "spatial": lambda row: SpatialConv(row.kernel),
+    "up": lambda row: nn.ConvTranspose2d(row.c_in, row.c_out, row.kernel, stride=row.stride),
+    "norm": lambda row: nn.BatchNorm2d(row.c_out),
+    "linear": lambda row: nn.Linear(row.c_in, row.c_out),
+}
+"""Rows with weights."""
+
+ACTIONS: dict[str, Callable[[Row, list[Tensor]], Tensor]] = {
+    "normalise": lambda row, x: (x[0] - MEAN) / DEVIATION,
+    "relu": lambda row, x: F.relu(x[0], inplace=True),  # what makes a ReLU's input never reads it again
+    "maxpool": lambda row, x: F.max_pool2d(x[0], row.kernel, row.stride, padding=int(row.kernel > row.stride)),
+    "unshuffle": lambda row, x: F.pixel_unshuffle(x[0], row.stride),
+    "shuffle": lambda row, x: F.pixel_shuffle(x[0], row.stride),
+    "concat": lambda row, x: torch.cat(x, dim=1),
+    "add": lambda row, x: x[0].add_(x[1]),
+}
+"""Rows without weights."""
+
+
+class UNet(nn.Module):
+    """The net of ``spec``. Takes (B, C, H, W) in [0, 1], H and W multiples of ``spec.total_scale``; gives logits
+    (B, classes, H / output_stride, W / output_stride). Raises SpecError for other sizes."""
+
+    def __init__(self, spec: NetSpec) -> None:
+        super().__init__()
+        self.spec = spec
+        lowered = plan(spec, (spec.in_channels, spec.total_scale, spec.total_scale))  # layers know no resolution
+        for row in lowered.rows:
+            if row.op in MODULES:
+                _attach(self, row.name, MODULES[row.op](row))
+        self._rows = [(index, row) for index, row in enumerate(lowered.rows) if row.runs]
+        self._output = lowered.output
+        last_read = {source: index for index, row in self._rows for source in row.inputs}
+        self._dead_after: dict[int, list[int]] = {}
+        for source, index in last_read.items():
+            self._dead_after.setdefault(index, []).append(source)
+
+    def forward(self, image: Tensor) -> Tensor:
+        check_resolution(self.spec, *image.shape[-2:])
+        tensors = {-1: image.contiguous(memory_format=torch.channels_last)}
+        for index, row in self._rows:
+            inputs = [tensors[source] for source in row.inputs]
+            for dead in self._dead_after.get(index, ()):
+                del tensors[dead]
+            if row.op in MODULES:
+                tensors[index] = self.get_submodule(row.name)(inputs[0])
+            else:
+                tensors[index] = ACTIONS[row.op](row, inputs)
+            del inputs
+        return tensors[self._output]
+
+
+def _attach(root: nn.Module, path: str, module: nn.Module) -> None:
+    *parents, name = path.split(".")
+    for parent in parents:
+        if not hasattr(root, parent):
+            root.add_module(parent, nn.Module())
+        root = getattr(root, parent)
+    root.add_module(name, module)
+
+
+def build(spec: NetSpec) -> UNet:
+    """The module of ``spec``, with torch's default initialisation, drawn from the global generator.
+
+    Its memory is channels-last: 1x1 convolutions are then matrix products, and the flattening of the spatial
+    convolutions is free.
+    """
+    net = UNet(spec)
+    net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack this form
+    return net

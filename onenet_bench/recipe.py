@@ -1,0 +1,80 @@
+"""Recipe: how a net is trained, down to the seed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from onenet_bench.errors import RecipeError, known
+
+OPTIMISERS = ("adam", "adamw")
+SCHEDULES = {
+    "constant": "the learning rate as given, throughout",
+    "cosine": "from the learning rate to zero along half a cosine, by step",
+    "onecycle": "up to the learning rate over the first 30 % of the steps and down to nearly zero, by step",
+    "paper": "x0.1 every 20 epochs from epoch 50 on (arXiv 2411.09838, §4.2)",
+}
+PRECISIONS = ("float32", "bf16")
+AUGMENTATIONS = ("none", "flips")
+
+
+def _one_of(what: str, value: str, values: Iterable[str]) -> None:
+    if value not in values:
+        raise RecipeError(known(what, value, values))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Recipe:
+    """A way to train one net. Length is ``epochs``, or ``steps`` (optimiser steps) where that is not 0."""
+
+    epochs: int = 12
+    steps: int = 0
+    batch: int = 16
+    optimiser: str = "adamw"
+    learning_rate: float = 3e-3
+    weight_decay: float = 1e-4
+    schedule: str = "onecycle"
+    background_weight: float = 0.25
+    precision: str = "float32"
+    augmentation: str = "flips"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _one_of("optimiser", self.optimiser, OPTIMISERS)
+        _one_of("schedule", self.schedule, SCHEDULES)
+        _one_of("precision", self.precision, PRECISIONS)
+        _one_of("augmentation", self.augmentation, AUGMENTATIONS)
+        if self.steps < 0 or (self.steps == 0 and self.epochs < 1):
+            raise RecipeError(
+                f"training needs at least one epoch or step, but got epochs={self.epochs}, steps={self.steps}"
+            )
+        if self.batch < 1:
+            raise RecipeError(f"a batch holds at least one image, but got {self.batch}")
+        if not self.learning_rate > 0:
+            raise RecipeError(f"the learning rate must be above 0, but got {self.learning_rate}")
+        if self.weight_decay < 0:
+            raise RecipeError(f"the weight decay must be at least 0, but got {self.weight_decay}")
+        if not 0 < self.background_weight <= 1:
+            raise RecipeError(f"the background's weight lies in (0, 1], but got {self.background_weight}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON-ready values."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Recipe:
+        """The inverse of ``to_dict``."""
+        return cls(**values)
+
+
+PAPER = Recipe(
+    epochs=300,
+    batch=32,
+    optimiser="adam",
+    learning_rate=1e-4,
+    weight_decay=0.0,
+    schedule="paper",
+    augmentation="none",
+)
+"""The protocol of arXiv 2411.09838, §4.2."""

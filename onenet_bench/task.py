@@ -1,0 +1,68 @@
+"""Task: the question that every net of a run answers.
+
+A Task is a frozen value. The pixels themselves are loaded by ``onenet_bench.data.load(task)``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from onenet_bench.errors import DataError
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Task:
+    """Which data, which split, which classes, at which resolution.
+
+    ``data`` is the name that opened it (``synthetic`` or ``folder:PATH``), ``content`` a digest of what was
+    found there, so that two tasks of one name over changed files are not the same task.
+    ``train``, ``validation`` and ``test`` are numbers of images. ``resolution`` is the side of the square
+    input in pixels. Class indices run from 0; ``background`` is one of them; pixels marked
+    ``ignore_index`` count nowhere. ``seed`` decides split and, for generated data, content.
+    """
+
+    data: str
+    content: str
+    in_channels: int
+    class_names: tuple[str, ...]
+    resolution: int
+    train: int
+    validation: int
+    test: int
+    seed: int = 0
+    background: int = 0
+    ignore_index: int = 255
+
+    def __post_init__(self) -> None:
+        if self.resolution < 1:
+            raise DataError(f"a resolution is at least 1 pixel, but got {self.resolution}")
+        if not 2 <= len(self.class_names) <= 255:
+            raise DataError(f"segmentation needs 2 to 255 classes, but {self.data} has {len(self.class_names)}")
+        if not 0 <= self.background < len(self.class_names):
+            raise DataError(
+                f"the background must be one of the classes 0 to {len(self.class_names) - 1}, but got {self.background}"
+            )
+        for split in ("train", "validation"):
+            if getattr(self, split) < 1:
+                raise DataError(f"the {split} split of {self.data} is empty; give it at least one image")
+
+    @property
+    def classes(self) -> int:
+        """How many classes a net must tell apart, background included."""
+        return len(self.class_names)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON-ready values."""
+        return {**asdict(self), "class_names": list(self.class_names)}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Task:
+        """The inverse of ``to_dict``."""
+        return cls(**{**values, "class_names": tuple(values["class_names"])})
+
+    def digest(self) -> str:
+        """A name for this task: equal tasks have equal digests."""
+        return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()[:12]

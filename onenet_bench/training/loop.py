@@ -1,0 +1,325 @@
+"""The training loop, top to bottom.
+
+A net takes (B, C, H, W) float32 in [0, 1] and gives logits (B, K, H', W'). Where H' is not H, as in the
+paper (512 in, 256 out), loss and scores are taken at the *output's* size: the masks are brought to
+(H', W') by nearest neighbour (pixel ⌊i·H/H'⌋), so no label is ever invented. Scores of nets with different
+output sizes are therefore counted on different pixels.
+
+Shapes: N images of a split, B of a batch, C input channels, K classes, H and W input pixels.
+"""
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Protocol
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from onenet_bench.errors import DataError
+from onenet_bench.recipe import Recipe
+from onenet_bench.training.losses import class_weights, weighted_cross_entropy
+from onenet_bench.training.metrics import ConfusionMatrix, CrossEntropy, SplitScores
+
+
+class Samples(Protocol):
+    """The images and masks of one split; a read-only memory map will do."""
+
+    @property
+    def images(self) -> NDArray[np.uint8]:
+        """(N, C, H, W) uint8."""
+
+    @property
+    def masks(self) -> NDArray[np.uint8]:
+        """(N, H, W) uint8: class indices, or the index that is ignored."""
+
+
+class DivergedError(RuntimeError):
+    """The loss became infinite or not a number; the message names the step."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Progress:
+    """One pass over the training images, and the validation after it.
+
+    ``epoch`` counts from 1, ``step`` is the number of optimiser steps so far, ``loss`` the mean of the
+    pass's batch losses in nats, ``scores`` those of the validation split (see ``metrics``), ``seconds``
+    the time since training began.
+    """
+
+    epoch: int
+    step: int
+    loss: float
+    scores: SplitScores
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Trained:
+    """How a training went.
+
+    ``scores`` are the validation scores of the final weights, which are the net's. ``stopped`` says that
+    ``on_epoch`` ended the training before its length. ``seconds`` covers all, ``images_per_second`` the
+    training passes without validation.
+    """
+
+    scores: SplitScores
+    history: tuple[Progress, ...]
+    stopped: bool
+    seconds: float
+    images_per_second: float
+
+
+def _constant(step: int, steps: int, epoch: int) -> float:
+    return 1.0
+
+
+def _cosine(step: int, steps: int, epoch: int) -> float:
+    return (1 + math.cos(math.pi * step / steps)) / 2
+
+
+def _onecycle(step: int, steps: int, epoch: int) -> float:
+    """From 1/25 up to 1 at 30 % of the steps, then down to 1/250000, along half cosines (as torch's)."""
+    start, peak, end = 1 / 25, 1.0, 1 / 250_000
+    turn, last = 0.3 * steps - 1, steps - 1
+    if step <= turn:
+        return start + (peak - start) * (1 - math.cos(math.pi * step / turn)) / 2
+    return peak + (end - peak) * (1 - math.cos(math.pi * (step - turn) / (last - turn))) / 2
+
+
+def _paper(step: int, steps: int, epoch: int) -> float:
+    """ "×0.1 every 20 epochs from epoch 50", read as: epochs 0–49 1, 50–69 0.1, 70–89 0.01, and so on."""
+    return 1.0 if epoch < 50 else 0.1 ** (1 + (epoch - 50) // 20)
+
+
+FACTORS: dict[str, Callable[[int, int, int], float]] = {
+    "constant": _constant,
+    "cosine": _cosine,
+    "onecycle": _onecycle,
+    "paper": _paper,
+}
+"""Schedule → what the learning rate is multiplied by, given (step, steps in all, epoch), counted from 0."""
+
+OPTIMISERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
+    "adam": torch.optim.Adam,
+    "adamw": torch.optim.AdamW,
+}
+
+
+def fit(
+    net: nn.Module,
+    train: Samples,
+    validation: Samples,
+    recipe: Recipe,
+    *,
+    classes: int,
+    background: int = 0,
+    ignore_index: int = 255,
+    device: str | torch.device = "cpu",
+    on_epoch: Callable[[Progress], bool | None] | None = None,
+) -> Trained:
+    """Train ``net`` in place by ``recipe``, and leave it in evaluation mode on ``device``.
+
+    The training split lies on the device as uint8, N·(C+1)·H·W bytes. Every pass sees the images in a new
+    order; a last batch of a single image is left out, for a batch norm has nothing to learn from it, unless
+    it is the only one. ``augmentation="flips"`` mirrors image and mask together, along the width with
+    probability ½ and, independently, along the height. Validation follows every pass, and the last step of
+    ``recipe.steps``. It runs in float32 whatever the precision of the training, and after it ``on_epoch`` is
+    called, which ends the training by returning False.
+
+    Order and flips come from ``recipe.seed`` through a generator of their own, so torch's global one is left
+    alone; a net whose layers draw at random draws from that. On the CPU the same net, data, recipe and
+    thread count give the same weights to the bit.
+
+    Raises DataError where images or masks cannot be used, and DivergedError, at the end of the pass, with
+    the first step whose loss was not finite.
+    """
+    began = time.perf_counter()
+    device = torch.device(device)
+    _check("training", train, classes, ignore_index)
+    _check("validation", validation, classes, ignore_index)
+
+    images = _tensor(train.images).to(device)  # (N, C, H, W) uint8
+    masks = _tensor(train.masks).to(device)  # (N, H, W) uint8
+    number = len(images)
+    full, rest = divmod(number, recipe.batch)
+    batches = max(1, full + (rest >= 2))
+    steps = recipe.steps or recipe.epochs * batches
+
+    net.to(device)
+    weights = class_weights(classes, background, recipe.background_weight).to(device)  # (K,)
+    optimiser = OPTIMISERS[recipe.optimiser](
+        net.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay, fused=True
+    )
+    factor = FACTORS[recipe.schedule]
+    draws = torch.Generator().manual_seed(recipe.seed)
+
+    history: list[Progress] = []
+    step = seen = 0
+    training_seconds = 0.0
+    going_on = True
+    while going_on and step < steps:
+        epoch = len(history)
+        losses: list[Tensor] = []
+        pass_began = time.perf_counter()
+        net.train()
+        order = torch.randperm(number, generator=draws).to(device)  # (N,)
+        flips = torch.randint(2, (2, number), generator=draws).bool().to(device)  # (2, N)
+        for chosen in torch.split(order, recipe.batch)[: min(batches, steps - step)]:
+            x, target = images[chosen], masks[chosen]  # (B, C, H, W), (B, H, W)
+            if recipe.augmentation == "flips":
+                x, target = _mirrored(x, target, *flips[:, chosen])
+            with torch.autocast(device.type, torch.bfloat16, enabled=recipe.precision == "bf16"):
+                logits = net(_unit(x))  # (B, K, H', W')
+            target = _at_size(target, logits).long()  # (B, H', W')
+            loss = weighted_cross_entropy(logits.float(), target, weights, ignore_index)
+
+            for group in optimiser.param_groups:
+                group["lr"] = recipe.learning_rate * factor(step, steps, epoch)
+            optimiser.zero_grad()
+            torch.autograd.backward(loss)
+            optimiser.step()
+            losses.append(loss.detach())
+            step += 1
+            seen += len(chosen)
+
+        values: list[float] = torch.stack(losses).tolist()  # waits for the device, once a pass
+        training_seconds += time.perf_counter() - pass_began
+        for at, value in enumerate(values, start=step - len(values) + 1):
+            _check_finite(value, f"at step {at} of {steps}", recipe)
+
+        scores = evaluate_split(
+            net,
+            validation,
+            classes=classes,
+            background=background,
+            ignore_index=ignore_index,
+            batch=recipe.batch,
+            device=device,
+        )
+        _check_finite(scores["ce"] or 0.0, f"on the validation images after step {step} of {steps}", recipe)
+        progress = Progress(
+            epoch=epoch + 1,
+            step=step,
+            loss=fmean(values),
+            scores=scores,
+            seconds=time.perf_counter() - began,
+        )
+        history.append(progress)
+        going_on = on_epoch is None or on_epoch(progress) is not False
+
+    net.eval()
+    return Trained(
+        scores=history[-1].scores,
+        history=tuple(history),
+        stopped=step < steps,
+        seconds=time.perf_counter() - began,
+        images_per_second=seen / training_seconds,
+    )
+
+
+def evaluate_split(
+    net: nn.Module,
+    samples: Samples,
+    *,
+    classes: int,
+    background: int = 0,
+    ignore_index: int = 255,
+    batch: int = 16,
+    device: str | torch.device = "cpu",
+    background_weight: float = 0.25,
+) -> SplitScores:
+    """All scores of ``metrics`` over a split, at the size of the logits, in float32 and evaluation mode.
+
+    ``background_weight`` is the one inside ``ce_weighted``. It is a quarter whatever the training used, so
+    that scores of different recipes can be compared. Raises DataError for a mask value that is no class.
+    """
+    confusion = ConfusionMatrix(classes, ignore_index)
+    entropy = CrossEntropy(classes, ignore_index)
+    was_training = net.training
+    net.to(device).eval()
+    with torch.inference_mode():
+        for start in range(0, len(samples.images), batch):
+            x = _tensor(samples.images[start : start + batch]).to(device)  # (B, C, H, W) uint8
+            target = _tensor(samples.masks[start : start + batch]).to(device)  # (B, H, W) uint8
+            logits = net(_unit(x)).float()  # (B, K, H', W')
+            target = _at_size(target, logits)  # (B, H', W')
+            confusion.update(logits, target)
+            entropy.update(logits, target)
+    net.train(was_training)
+    return confusion.scores(background) | entropy.scores(background, background_weight)
+
+
+def predict(
+    net: nn.Module, images: NDArray[np.uint8], device: str | torch.device = "cpu", *, batch: int = 16
+) -> NDArray[np.uint8]:
+    """The class of every output pixel: (N, C, H, W) uint8 → (N, H', W') uint8, in evaluation mode."""
+    was_training = net.training
+    net.to(device).eval()
+    with torch.inference_mode():
+        classes = [
+            net(_unit(_tensor(images[start : start + batch]).to(device))).max(dim=1).indices  # (B, H', W')
+            for start in range(0, len(images), batch)
+        ]
+    net.train(was_training)
+    return torch.cat(classes).to("cpu", torch.uint8).numpy()
+
+
+def _check(split: str, samples: Samples, classes: int, ignore_index: int) -> None:
+    """The images and masks of a split fit each other and the classes, or a DataError says how not."""
+    images, masks = samples.images, samples.masks
+    if images.ndim != 4 or not len(images) or masks.shape != (len(images), *images.shape[2:]):
+        raise DataError(
+            f"a split holds images (N, C, H, W) and masks (N, H, W), N at least 1, but the {split} split has "
+            f"{images.shape} and {masks.shape}; resize or drop what does not fit"
+        )
+    if images.dtype != np.uint8 or masks.dtype != np.uint8:
+        raise DataError(
+            f"images and masks are uint8, but the {split} split has {images.dtype} and {masks.dtype}; "
+            "scale images to 0–255 and store class indices"
+        )
+    present = np.zeros(256, dtype=np.int64)
+    for mask in masks:  # one at a time: a memory map may be larger than the memory
+        present += np.bincount(mask.ravel(), minlength=256)
+    strange = [int(value) for value in present.nonzero()[0] if value >= classes and value != ignore_index]
+    if strange:
+        raise DataError(
+            f"a mask holds the classes 0 to {classes - 1} or ignore_index={ignore_index}, "
+            f"but the {split} split has {strange[0]}; map that value to a class, or ignore it"
+        )
+
+
+def _check_finite(loss: float, where: str, recipe: Recipe) -> None:
+    if not math.isfinite(loss):
+        raise DivergedError(
+            f"a loss is finite, but it was {loss} {where}; lower the learning rate {recipe.learning_rate:g}"
+        )
+
+
+def _tensor(array: NDArray[np.uint8]) -> Tensor:
+    """The array's own memory where torch may have it, else a copy (read-only maps, strided views)."""
+    return torch.from_numpy(np.require(array, requirements=["C", "W"]))
+
+
+def _unit(images: Tensor) -> Tensor:
+    """(B, C, H, W) uint8 → float32 in [0, 1]."""
+    return images.float().div_(255)
+
+
+def _at_size(masks: Tensor, logits: Tensor) -> Tensor:
+    """The masks (B, H, W) at the size of the logits (B, K, H', W') → (B, H', W'), by nearest neighbour."""
+    size = logits.shape[-2:]
+    return masks if masks.shape[-2:] == size else F.interpolate(masks[:, None], size, mode="nearest")[:, 0]
+
+
+def _mirrored(images: Tensor, masks: Tensor, wide: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+    """Mirrored images (B, C, H, W) and masks (B, H, W), along W where ``wide`` (B,), H where ``high``."""
+    for dim, flip in ((-1, wide), (-2, high)):
+        images = images.flip(dim).where(flip[:, None, None, None], images)  # (B, C, H, W)
+        masks = masks.flip(dim).where(flip[:, None, None], masks)  # (B, H, W)
+    return images, masks

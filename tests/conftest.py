@@ -1,0 +1,19 @@
+"""What all tests share: one thread per process, and random specs."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+settings.register_profile("house", deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
+settings.load_profile("house")
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Data caches of tests stay among themselves (one per test process, so that they are made once)."""
+    monkeypatch.setenv("ONENET_BENCH_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
