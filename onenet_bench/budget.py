@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from onenet_bench.errors import BudgetError, known
 from onenet_bench.record import COSTS, Costs
 
-_FORM = re.compile(r"\s*(?P<cost>[a-z_0-9]+)\s*<=\s*(?P<limit>[0-9][0-9_]*(\.[0-9]*)?([eE][+-]?[0-9]+)?)\s*([kMG])?\s*")
+_FORM = re.compile(
+    r"\s*(?P<cost>[a-z_0-9]+)\s*<=\s*(?P<limit>[0-9][0-9_]*(\.[0-9]*)?([eE][+-]?[0-9]+)?)\s*(?P<suffix>[kMG])?\s*"
+)
 _SUFFIX = {None: 1.0, "k": 1e3, "M": 1e6, "G": 1e9}
 
 
@@ -30,7 +32,7 @@ class Budget:
         match = _FORM.fullmatch(text)
         if match is None:
             raise BudgetError(f"a budget reads COST <= NUMBER, such as 'parameters <= 2e6', but got {text!r}")
-        return cls(cost=match["cost"], limit=float(match["limit"]) * _SUFFIX[match[4]])
+        return cls(cost=match["cost"], limit=float(match["limit"]) * _SUFFIX[match["suffix"]])
 
     def __str__(self) -> str:
         return f"{self.cost} <= {self.limit:g}"

@@ -11,7 +11,8 @@ tell       a trial's Record; it has ended
 end        why the run ended
 =========  ===============================================================================================
 
-Every append is one write and one fsync. A last line that a crash has torn is dropped on the next opening.
+A told trial is on the disk before anything else happens: every append is one write, and all but ask, report and the
+rejections are followed by an fsync. A last line that a crash has torn is dropped on the next opening.
 """
 
 from __future__ import annotations
@@ -154,14 +155,19 @@ class Ledger:
             os.write(self._file, b"\n")
         os.fsync(self._file)
 
-    def append(self, event: str, values: Mapping[str, Any]) -> None:
-        """Write one event and see it to the disk. Raises LedgerError where the disk is full or gone."""
+    def append(self, event: str, values: Mapping[str, Any], *, sync: bool = True) -> None:
+        """Write one event, with one write, and see it and all before it to the disk (``sync``).
+
+        Without ``sync`` it survives the death of the process and not that of the machine. Raises LedgerError where
+        the disk is full or gone.
+        """
         line = json.dumps({"event": event, **values}, allow_nan=False, separators=(",", ":")).encode() + b"\n"
         try:
             written = os.write(self._file, line)
             if written < len(line):
                 os.write(self._file, line[written:])
-            os.fsync(self._file)
+            if sync:
+                os.fsync(self._file)
         except OSError as error:
             raise LedgerError(
                 f"every event must reach the disk, but {self.run / FILE} cannot be written ({error.strerror}); "

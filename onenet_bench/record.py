@@ -43,7 +43,7 @@ COSTS: dict[str, Column] = {
         "Activations", "B", "bytes of all tensors that one inference makes, one image, float32", "min"
     ),
     "peak_inference_mib": Column(
-        "Peak inference memory", "MiB", "largest sum of live tensors in one inference of one float32 image; the weights come on top",
+        "Peak inference memory", "MiB", "largest sum of live tensors inferring one float32 image, without weights",
         "min",
     ),
     "paper_flops": Column(
@@ -51,7 +51,7 @@ COSTS: dict[str, Column] = {
         "2 x torchinfo's mult-adds: with biases and norms, transposed convolutions counted too high", "min",
     ),
     "paper_memory_mb": Column(
-        "Memory, paper's convention", "MB", "torchinfo's forward/backward pass: 2 x output bytes of every layer with weights / 10^6",
+        "Memory, paper's convention", "MB", "torchinfo pass size: 2 x output bytes of every layer with weights / 10^6",
         "min",
     ),
     "latency_ms": Column("Latency", "ms", "median of real runs on the machine named beside it", "min"),

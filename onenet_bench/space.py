@@ -20,7 +20,7 @@ import itertools
 import math
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from inspect import signature
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -98,11 +98,10 @@ class SearchSpace:
     summary: str = ""
     objectives: tuple[Objective, ...] = ()
     budget: tuple[Budget, ...] = ()
-    task: Mapping[str, int] = None  # type: ignore[assignment]
-    recipe: Recipe = Recipe()
+    task: Mapping[str, int] = field(default_factory=dict)
+    recipe: Recipe = field(default_factory=Recipe)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "task", dict(self.task or {}))
         for name, options in self.choices.items():
             if not options or len({repr(o) for o in options}) < len(options):
                 raise SpaceError(f"a choice offers distinct options, but {name!r} of {self.name} has {list(options)}")
@@ -178,7 +177,7 @@ class SearchSpace:
             budget=tuple(Budget.parse(text) for text in values.get("budget", ())),
             choices={name: tuple(options) for name, options in values["choices"].items()},
             net=dict(values["net"]),
-            task=values.get("task", {}),
+            task=dict(values.get("task", {})),
             recipe=Recipe(**recipe),
         )
 

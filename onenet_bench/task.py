@@ -54,6 +54,12 @@ class Task:
         """How many classes a net must tell apart, background included."""
         return len(self.class_names)
 
+    @property
+    def shown(self) -> list[int]:
+        """Which validation images a run keeps predictions of, for pictures: up to four, evenly spread."""
+        last = self.validation - 1
+        return sorted({round(i * last / 3) for i in range(4)})
+
     def to_dict(self) -> dict[str, Any]:
         """As JSON-ready values."""
         return {**asdict(self), "class_names": list(self.class_names)}

@@ -7,6 +7,7 @@ Source: OneNet, arXiv 2411.09838, §3 and Table 2. Widths double per level from 
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 from onenet_bench.errors import SpecError, known
 from onenet_bench.spec import NetSpec, StageSpec, StemSpec
@@ -92,3 +93,8 @@ def get(name: str) -> NetSpec:
     if name not in NETS:
         raise SpecError(known("net", name, NETS))
     return NETS[name]()
+
+
+def read(name: str) -> NetSpec:
+    """The net called ``name``, or the one in the TOML file of that path. Raises SpecError."""
+    return NetSpec.from_toml(Path(name)) if name.endswith(".toml") else get(name)

@@ -25,7 +25,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from math import cos, hypot, pi, sin
+from math import cos, dist, hypot, pi, sin
 from typing import Any
 
 import numpy as np
@@ -49,6 +49,7 @@ CUES: dict[str, tuple[str, ...]] = {
 }
 
 Plane = NDArray[np.floating[Any]]
+Point = tuple[float, float]  # x, y in units
 Outline = Callable[[Plane, Plane], Plane]
 """The signed distance, in units, to an outline, negative inside, at offsets x (1, w) and y (h, 1) from its centre."""
 
@@ -59,9 +60,10 @@ class SyntheticSpec:
 
     cues: tuple[str, ...] = tuple(CUES)  # of CUES: which classes there are
     patches: int = 2  # striped patches in a scene
-    spots: int = 7  # spots in a scene; about half are lesions
+    spots: int = 10  # spots in a scene; about half are lesions
     vessels: int = 2
     shapes: int = 3  # rings and discs in a scene
+    squares: int = 2  # squares in a scene, each with its cross; fewer where the distance leaves no room
     contrast: float = 0.2  # lightness of stripes, spots, vessels, shapes and squares against what is below
     organ_contrast: float = 0.1  # lightness of the organ against the ground
     marker_distance: float = 0.3  # from the square's centre to the cross that decides its class
@@ -75,7 +77,7 @@ class SyntheticSpec:
                 raise DataError(known("cue", cue, CUES))
         if not self.cues or len(set(self.cues)) < len(self.cues):
             raise DataError(f"cues are one or more of {', '.join(CUES)}, each once, but got {self.cues}")
-        for name in ("patches", "spots", "vessels", "shapes"):
+        for name in ("patches", "spots", "vessels", "shapes", "squares"):
             if not 0 <= getattr(self, name) <= 32:
                 raise DataError(f"{name} lies between 0 and 32, but got {getattr(self, name)}")
         for name in ("contrast", "organ_contrast", "occlusion", "illumination", "noise"):
@@ -148,8 +150,7 @@ class _Scene:
         spec, random = self.spec, self.random
         if "organ" in spec.cues:
             self.draw_organ_and_spots()
-        if "marker" in spec.cues:
-            square, cross = self.place_square()
+        squares = self.place_squares() if "marker" in spec.cues else []
         brushes: list[Callable[[], None]] = []
         if "texture" in spec.cues:
             brushes += [self.draw_patch] * spec.patches
@@ -159,7 +160,7 @@ class _Scene:
             brushes += [self.draw_shape] * spec.shapes
         for choice in random.permutation(len(brushes)):
             brushes[choice]()
-        if "marker" in spec.cues:
+        for square, cross in squares:
             self.draw_square(square, cross)
 
     def draw_organ_and_spots(self) -> None:
@@ -169,7 +170,7 @@ class _Scene:
         angle, wave, phase = random.uniform(0, pi), random.uniform(0.0, 0.12), random.uniform(0, 2 * pi)
         self.paint("organ", spec.organ_contrast, x, y, 1.2 * long, _blob(long, short, angle, wave, phase))
         for number in range(spec.spots):
-            radius = random.uniform(1.6, 2.6)
+            radius = random.uniform(1.8, 2.7)
             if number % 2:
                 toward, far = random.uniform(0, 2 * pi), 0.8 * random.uniform() ** 0.5
                 along, across = far * (long - 3) * cos(toward), far * (short - 3) * sin(toward)
@@ -231,26 +232,35 @@ class _Scene:
         else:
             self.paint("background", -self.spec.contrast, *place, radius, _disc(radius), opaque=True)
 
-    def place_square(self) -> tuple[tuple[float, float], tuple[float, float]]:
-        """The centres of the square and of its cross, both well inside the image."""
+    def place_squares(self) -> list[tuple[Point, Point]]:
+        """Centres of squares and of their crosses, inside the image; no cross is near another's square."""
         random, far = self.random, self.spec.marker_distance * UNIT
-        while True:
+        pairs: list[tuple[Point, Point]] = []
+        for _ in range(20 * self.spec.squares):
             x, y = random.uniform(6, UNIT - 6, 2)
             toward = random.uniform(0, 2 * pi)
-            cross = x + far * cos(toward), y + far * sin(toward)
-            if all(4 < coordinate < UNIT - 4 for coordinate in cross):
-                self.taken += [(x, y, 5.0), (*cross, 3.0)]
-                return (x, y), cross
+            square, cross = (x, y), (x + far * cos(toward), y + far * sin(toward))
+            inside = all(4 < coordinate < UNIT - 4 for coordinate in cross)
+            if inside and all(
+                min(dist(cross, its_square), dist(square, its_cross)) > 1.5 * far
+                and min(dist(square, its_square), dist(cross, its_cross)) > 14
+                for its_square, its_cross in pairs
+            ):
+                pairs.append((square, cross))
+                self.taken += [(*square, 5.0), (*cross, 3.0)]
+            if len(pairs) == self.spec.squares:
+                break
+        return pairs
 
-    def draw_square(self, square: tuple[float, float], cross: tuple[float, float]) -> None:
+    def draw_square(self, square: Point, cross: Point) -> None:
         random, contrast = self.random, self.spec.contrast
         marked, half, angle = random.uniform() < 0.5, random.uniform(4.5, 5.5), random.uniform(0, pi / 2)
         name = "marked" if marked else "background"
         self.paint(name, contrast, *square, 1.5 * half, _square(half, angle), opaque=True)
         tone = 2 * contrast if marked else -2 * contrast
-        self.paint("background", tone, *cross, 4.0, _cross(2.6, 0.8), opaque=True)
+        self.paint("background", tone, *cross, 4.0, _cross(3.2, 1.2), opaque=True)
 
-    def free_place(self, radius: float) -> tuple[float, float] | None:
+    def free_place(self, radius: float) -> Point | None:
         """A centre where a circle touches no other; with chance ``occlusion`` any centre; None where all is full."""
         careless = self.random.uniform() < self.spec.occlusion
         for _ in range(12):

@@ -76,12 +76,14 @@ class SpatialConv(nn.Module):
 
     def __init__(self, kernel: int) -> None:
         super().__init__()
-        plain = nn.Conv1d(1, 1, kernel)  # for its initialisation
+        self.weight = nn.Parameter(torch.empty(1, 1, kernel))
+        self.bias = nn.Parameter(torch.empty(1))
         self.kernel = kernel
         self.banded = True
-        self.weight = plain.weight  # (1, 1, k)
-        self.bias = plain.bias  # (1,)
+        self._taps: Tensor
         self.register_buffer("_taps", _band(kernel), persistent=False)
+        for parameter in (self.weight, self.bias):  # as nn.Conv1d does
+            nn.init.uniform_(parameter, -(kernel**-0.5), kernel**-0.5)
 
     def extra_repr(self) -> str:
         return f"kernel={self.kernel}"

@@ -184,11 +184,11 @@ class Scale:
 
 
 def duration(seconds: float) -> str:
-    """A length of time: ``42 s``, ``3 min 10 s``, ``2 h 5 min``."""
+    """A length of time: ``42 s``, ``3 min 10 s``, ``14 min``, ``2 h 5 min``."""
     total = round(seconds)
     for size, big, small, name in ((3600, "h", 60, "min"), (60, "min", 1, "s")):
         if total >= size:
-            rest = total % size // small
+            rest = total % size // small if total < 10 * size else 0
             return f"{total // size:,}{NBSP}{big}" + (f" {rest}{NBSP}{name}" if rest else "")
     return f"{total}{NBSP}s"
 
@@ -206,7 +206,7 @@ def front_rows(run: Path) -> list[dict[str, Any]]:
 
 
 def _front_rows(run: Run) -> list[dict[str, Any]]:
-    knee = knee_of(run.frame, run.first_pair)
+    knee = knee_of(run.front, run.first_pair)
     rows = []
     for trial in run.front["trial"]:
         record = run.record(int(trial))
@@ -238,7 +238,7 @@ def front_table(run: Path) -> Table:
     table.add_column("Trial", justify="right")
     table.add_column("Net", overflow="fold")
     for name in names:
-        table.add_column(NUMBERS[name].title, justify="right", no_wrap=True)
+        table.add_column(NUMBERS[name].title.replace(" ", "\n"), justify="right", no_wrap=True)
     for row in rows:
         mark = "*" if row["knee"] else ""
         table.add_row(f"{mark}{row['trial']}", escape(row["label"]), *(show(name, row[name]) for name in names))
@@ -268,10 +268,11 @@ def reason_groups(records: Iterable[Record]) -> list[ReasonGroup]:
     found: dict[tuple[Status, str], list[Record]] = {}
     for record in records:
         if record.status is not Status.COMPLETE:
-            found.setdefault((record.status, _CHANGING.sub("\0", record.reason)), []).append(record)
+            skeleton = _CHANGING.sub("\0", record.reason.replace("\0", ""))
+            found.setdefault((record.status, skeleton), []).append(record)
     groups = []
     for (status, skeleton), members in found.items():
-        numbers = zip(*(_CHANGING.findall(member.reason) for member in members), strict=True)
+        numbers = zip(*(_CHANGING.findall(member.reason.replace("\0", "")) for member in members), strict=True)
         shared = iter([values[0] if len(set(values)) == 1 else "…" for values in numbers])
         reason = re.sub("\0", lambda _, shared=shared: next(shared), skeleton)  # type: ignore[misc]
         groups.append(

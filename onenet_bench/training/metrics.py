@@ -64,18 +64,16 @@ class ConfusionMatrix:
                 f"{tuple(target.shape)}; resize the target to the prediction"
             )
         valid = target != self.ignore_index  # (B, H, W)
-        truth, guess = target[valid].long(), prediction[valid].long()  # (valid pixels,)
-        if not truth.numel():
-            return
-        for values, what, error in ((truth, "target", DataError), (guess, "prediction", ValueError)):
-            low, high = (int(bound) for bound in values.aminmax())
-            if low < 0 or high >= self.classes:
+        for values, what, error in ((target, "target", DataError), (prediction, "prediction", ValueError)):
+            strange = values[valid & ((values < 0) | (values >= self.classes))]
+            if strange.numel():
                 raise error(
                     f"a {what} is a class 0 to {self.classes - 1} or ignore_index={self.ignore_index}, "
-                    f"but got {low if low < 0 else high}; map that value to a class, or ignore it"
+                    f"but got {int(strange[0])}; map that value to a class, or ignore it"
                 )
-        pairs = torch.bincount(truth * self.classes + guess, minlength=self.classes**2)  # (K·K,)
-        self.matrix += pairs.view(self.classes, self.classes).cpu()
+        cells = self.matrix.numel()  # K·K, which stands for ignored pixels below
+        cell = (target.long() * self.classes + prediction).where(valid, cells)  # (B, H, W)
+        self.matrix += torch.bincount(cell.flatten(), minlength=cells)[:cells].view_as(self.matrix).cpu()
 
     def scores(self, background: int = 0) -> SplitScores:
         """All scores of this module but the cross-entropies."""
@@ -108,12 +106,11 @@ class CrossEntropy:
 
     def update(self, logits: Tensor, target: Tensor) -> None:
         """Add a batch: ``logits`` (B, K, H, W) floating, ``target`` (B, H, W), any integer type."""
-        target = target.long()
-        nll = F.cross_entropy(logits, target, ignore_index=self.ignore_index, reduction="none")  # (B, H, W)
-        valid = target != self.ignore_index  # (B, H, W)
-        truth = target[valid]  # (valid pixels,)
-        self.nll += torch.bincount(truth, nll[valid].double(), self.classes).cpu()
-        self.pixels += torch.bincount(truth, minlength=self.classes).cpu()
+        nll = F.cross_entropy(logits, target.long(), ignore_index=self.ignore_index, reduction="none")
+        truth = target.long().where(target != self.ignore_index, self.classes).flatten()  # (B·H·W,)
+        bins = self.classes + 1  # the last for ignored pixels
+        self.nll += torch.bincount(truth, nll.flatten().double(), bins)[:-1].cpu()
+        self.pixels += torch.bincount(truth, minlength=bins)[:-1].cpu()
 
     def scores(self, background: int = 0, background_weight: float = 0.25) -> SplitScores:
         """``ce`` and ``ce_weighted``, in nats."""

@@ -140,6 +140,13 @@ def test_a_large_class_index_does_not_overflow() -> None:
     assert int(matrix.matrix[199, 199]) == 4
 
 
+@pytest.mark.parametrize("anything", [-1, 0, 3, 255])
+def test_what_is_predicted_at_an_ignored_pixel_does_not_matter(anything: int) -> None:
+    prediction, target = maps(6, 3, ignored=0.2)
+    expected = score(prediction, target, 3)
+    assert score(prediction.masked_fill(target == 255, anything), target, 3) == expected
+
+
 def test_without_a_valid_pixel_every_score_is_none() -> None:
     target = torch.full((1, 3, 3), 255)
     scores = score(torch.zeros_like(target), target, 2)

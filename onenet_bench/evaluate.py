@@ -1,0 +1,96 @@
+"""The only bridge between the wings: from a spec, a task and a recipe to a Record."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from onenet_bench import costs, data, models, training
+from onenet_bench.recipe import Recipe
+from onenet_bench.record import SCORES, Machine, Record, Status, provenance
+from onenet_bench.spec import NetSpec
+from onenet_bench.task import Task
+
+
+def evaluate(
+    spec: NetSpec,
+    task: Task,
+    recipe: Recipe,
+    *,
+    trial: int = 0,
+    choices: Mapping[str, Any] | None = None,
+    device: str = "cpu",
+    run: Path | None = None,
+    on_epoch: Callable[[Mapping[str, Any]], bool] | None = None,
+) -> Record:
+    """Train and score ``spec``; the Record is complete, stopped (``on_epoch`` returned False) or failed.
+
+    Whatever goes wrong in training becomes a failed Record with its reason; a bad spec or bad data raise. With a
+    folder ``run``, weights and predictions are left in it and named in the Record's artifacts. ``on_epoch`` gets
+    a dict of epoch, step, loss, seconds and the scores of that moment.
+    """
+    began = time.perf_counter()
+    counted = costs.count(spec, task.resolution)
+    splits = data.load(task)
+    record = Record(
+        trial=trial, spec=spec, choices=dict(choices or {}), task=task, recipe=recipe, machine=machine(device),
+        status=Status.FAILED, costs=counted, provenance=provenance(),
+    )  # fmt: skip
+    history: list[Mapping[str, Any]] = []
+
+    def heard(progress: training.Progress) -> bool:
+        scores = {name: value for name in SCORES if (value := progress.scores.get(name)) is not None}
+        history.append({"epoch": progress.epoch, "step": progress.step, "loss": progress.loss,
+                        "seconds": progress.seconds, **scores})  # fmt: skip
+        return on_epoch is None or on_epoch(history[-1])
+
+    try:
+        torch.manual_seed(recipe.seed)
+        net = models.build(spec)
+        trained = training.fit(
+            net, splits.train, splits.validation, recipe,
+            classes=task.classes, background=task.background, ignore_index=task.ignore_index, device=device,
+            on_epoch=heard,
+        )  # fmt: skip
+        artifacts = _keep(net, splits.validation.images[task.shown], record, run, device) if run else {}
+    except (RuntimeError, MemoryError, ArithmeticError, OSError) as error:  # what training can die of
+        return replace(record, reason=_reason(error), history=tuple(history), seconds=time.perf_counter() - began)
+    return replace(
+        record,
+        status=Status.STOPPED if trained.stopped else Status.COMPLETE,
+        reason="stopped early" if trained.stopped else "",
+        scores={name: value for name in SCORES if (value := trained.scores.get(name)) is not None},
+        per_class=dict(trained.scores["per_class"]),
+        history=tuple(history),
+        seconds=time.perf_counter() - began,
+        artifacts=artifacts,
+    )
+
+
+def machine(device: str) -> Machine:
+    """This machine, with its GPU where ``device`` is one."""
+    here = Machine.here()
+    return replace(here, gpu=torch.cuda.get_device_name(device)) if device.startswith("cuda") else here
+
+
+def _keep(net: models.UNet, images: Any, record: Record, run: Path, device: str) -> dict[str, str]:
+    """Predictions (S, H', W') of the shown images, and the weights."""
+    predictions, weights = f"predictions/{record.trial:04d}.npz", f"weights/{record.trial:04d}.safetensors"
+    (run / "predictions").mkdir(exist_ok=True)
+    np.savez_compressed(run / predictions, predictions=training.predict(net, images, device=device))
+    facts = {"task": record.task.to_dict(), "recipe": record.recipe.to_dict(), "machine": asdict(record.machine)}
+    models.save_checkpoint(net, run / weights, facts)
+    return {"predictions": predictions, "weights": weights}
+
+
+def _reason(error: BaseException) -> str:
+    text = " ".join(str(error).split())[:300]
+    if isinstance(error, MemoryError) or "out of memory" in text or "can't allocate memory" in text:
+        return f"out of memory: {text}"
+    return text if isinstance(error, training.DivergedError) else f"{type(error).__name__}: {text}"

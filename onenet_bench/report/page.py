@@ -1,0 +1,669 @@
+"""The page: one HTML file that needs nothing but a browser.
+
+``page_facts`` reads a run and says everything that the page shows, as JSON-ready values; ``pictures`` turns its
+sample arrays into images; ``build_page`` puts both into the template. The page asks for nothing over the network,
+which its content security policy enforces.
+"""
+
+from __future__ import annotations
+
+import base64
+import colorsys
+import io
+import json
+import os
+import shlex
+import tempfile
+import zipfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import numpy as np
+import numpy.typing as npt
+from markupsafe import Markup
+from PIL import Image
+from plotly.offline import get_plotlyjs
+
+from onenet_bench import __version__, pareto
+from onenet_bench.budget import Budget
+from onenet_bench.costs import by_level
+from onenet_bench.plan import plan
+from onenet_bench.record import COSTS, SCORES, Record, Status
+from onenet_bench.recipe import Recipe
+from onenet_bench.report import figures, tables
+from onenet_bench.report.tables import NUMBERS, Run, Scale, read_run, show
+from onenet_bench.spec import NetSpec
+from onenet_bench.task import Task
+
+SAMPLES = 4
+"""Images that are shown."""
+GALLERY = 6
+"""Nets of the front whose predictions are shown without asking."""
+SIDE = 256
+"""Images and masks are shown with at most this many pixels a side."""
+PREDICTION_BYTES = 1_500_000
+"""What the predictions of all nets together may add to the page; the front comes first."""
+CURVE_POINTS = 20_000
+"""What the learning curves of all nets together may hold."""
+LISTED = 200
+"""Candidates listed per reason."""
+
+Bytes = npt.NDArray[np.uint8]
+
+_WORDS = jinja2.Environment(
+    loader=jinja2.PackageLoader("onenet_bench.report"),
+    autoescape=True,
+    trim_blocks=True,
+    lstrip_blocks=True,
+    undefined=jinja2.StrictUndefined,
+)
+
+
+def write_report(run: Path, out: Path) -> Path:
+    """Write the page of the run in folder ``run`` to ``out``, all of it or nothing, and return ``out``.
+
+    Raises LedgerError where there is no ledger that can be read, OSError where ``out`` cannot be written.
+    """
+    html = build_page(run)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=out.parent, prefix=f".{out.name}.", suffix=".part")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(html)
+        os.chmod(name, 0o644)
+        os.replace(name, out)
+    except BaseException:
+        os.unlink(name)
+        raise
+    return out
+
+
+def build_page(run: Path) -> str:
+    """The page of the run in folder ``run`` as HTML. The same ledger and arrays make the same page."""
+    read = read_run(run)
+    facts = page_facts(read)
+    images = pictures(read, facts["gallery"]["trials"])
+    data = facts["data"]
+    for trial, uris in images.predictions.items():
+        data["nets"][str(trial)]["predictions"] = uris
+    for trial, why in images.missing.items():
+        if str(trial) in data["nets"]:
+            data["nets"][str(trial)]["without_predictions"] = why
+    sources = files("onenet_bench.report") / "templates"
+    return _WORDS.get_template("page.html.jinja").render(
+        **facts,
+        images=images,
+        remake_comment=facts["provenance"]["remake"].replace(">", "&gt;"),
+        embedded=Markup(_embedded(data)),
+        plotly_js=Markup(get_plotlyjs().replace("</script", "<\\/script")),
+        css=Markup((sources / "page.css").read_text(encoding="utf-8")),
+        js=Markup((sources / "page.js").read_text(encoding="utf-8")),
+    )
+
+
+def _embedded(value: Any) -> str:
+    """``value`` as JSON that cannot end the script element it stands in."""
+    text = json.dumps(value, allow_nan=False, separators=(",", ":"))
+    return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
+
+
+# Facts -----------------------------------------------------------------------------------------------------
+
+
+def page_facts(run: Run) -> dict[str, Any]:
+    """Everything on the page of ``run`` but its images, JSON-ready. ``data`` is what the page's script reads."""
+    front = [int(trial) for trial in run.front["trial"]]
+    knee = tables.knee_of(run.front, run.first_pair)
+    growth = figures.hypervolume_facts(run.frame, run.objectives)
+    columns = _columns(run)
+    return {
+        "title": str(run.head["name"]),
+        "state": _state(run),
+        "asked": _asked(run),
+        "choices": [(name, _plain(value)) for name, value in _table(run.head["space"].get("choices")).items()],
+        "tiles": _tiles(run, front, growth),
+        "leaders": _leaders(run, front, knee),
+        "pair": [NUMBERS[o.name].title for o in run.first_pair],
+        "candidates": {
+            "groups": columns,
+            "rows": _rows(run, columns, set(front), knee),
+            "conventions": [
+                {"name": name, "title": NUMBERS[name].title, "text": _sentence(NUMBERS[name].convention)}
+                for group in columns
+                for name in (column["name"] for column in group["columns"])
+            ],
+            "uncounted": sorted({op for record in run.records if record.costs for op in record.costs.uncounted}),
+        },
+        "reference": growth.reference() if growth else None,
+        "reasons": _reasons(run),
+        "gallery": {"trials": figures.spread(front, GALLERY, [knee] if knee is not None else []), "of": len(front)},
+        "provenance": _provenance(run),
+        "data": _data(run, front, knee, growth),
+    }
+
+
+def _table(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
+
+
+def _plain(value: Any) -> str:
+    """A stored value for people: text as it is, the rest as JSON."""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _sentence(text: str) -> str:
+    return text[:1].upper() + text[1:] + "."
+
+
+def _state(run: Run) -> dict[str, Any]:
+    """Whether the run has ended, in a sentence."""
+    told, asked_for = len(run.records), run.head.get("trials")
+    progress = f"{told} of {asked_for} candidates have ended" if asked_for else f"{told} candidates have ended"
+    if run.ended is not None:
+        text = f"The run has ended ({run.ended or 'no reason given'}); {progress}."
+    else:
+        text = f"The run has not ended: it was interrupted, or is still going. So far {progress}"
+        text += f", and {len(run.under_way)} were under way." if run.under_way else "."
+    if run.resumed:
+        text += f" It was taken up again {'once' if run.resumed == 1 else f'{run.resumed} times'}."
+    return {"text": text, "ended": run.ended is not None}
+
+
+def _asked(run: Run) -> list[tuple[str, str]]:
+    space, task = run.head["space"], run.task
+    return [
+        ("Search space", ": ".join(str(space[key]) for key in ("name", "summary") if space.get(key)) or "not named"),
+        ("Data", describe_task(task)),
+        ("Training", describe_recipe(run.recipe)),
+        ("Objectives", "; ".join(
+            f"{_lower(NUMBERS[o.name].title)} as {'high' if o.maximise else 'low'} as possible" for o in run.objectives)),
+        ("Budget", "; ".join(
+            f"{_lower(COSTS[b.cost].title)} at most {show(b.cost, b.limit)}"
+            for b in map(Budget.parse, run.head.get("budget") or ())) or "none"),
+        ("Sampler", f"{run.head['sampler']}, seed {run.head['seed']}, {run.head.get('trials', '?')} candidates"),
+    ]  # fmt: skip
+
+
+def describe_task(task: Task) -> str:
+    """The data in a line."""
+    parts = f"{task.train} training, {task.validation} validation"
+    parts += f" and {task.test} test images" if task.test else " images"
+    names = ", ".join(task.class_names[:8]) + (", …" if task.classes > 8 else "")
+    size = f"{task.in_channels} × {task.resolution} × {task.resolution}"
+    return f"{task.data}: {parts} of {size} pixels, {task.classes} classes ({names}), seed {task.seed}"
+
+
+def describe_recipe(recipe: Recipe) -> str:
+    """The training in a line."""
+    length = f"{recipe.steps} steps" if recipe.steps else f"{recipe.epochs} epochs"
+    augmentation = "no augmentation" if recipe.augmentation == "none" else recipe.augmentation
+    return (
+        f"{length}, batch {recipe.batch}, {recipe.optimiser}, learning rate {recipe.learning_rate:g} "
+        f"({recipe.schedule}), weight decay {recipe.weight_decay:g}, background weight "
+        f"{recipe.background_weight:g}, {augmentation}, {recipe.precision}, seed {recipe.seed}"
+    )
+
+
+def _tiles(run: Run, front: list[int], growth: figures.HypervolumeFacts | None) -> list[dict[str, str]]:
+    """The headline numbers: name, value, what it means."""
+    return [
+        {"name": "trained", "value": str(run.count(Status.COMPLETE)), "note": "to the end of the recipe"},
+        {"name": "rejected", "value": str(run.count(Status.REJECTED)), "note": "before training"},
+        {"name": "stopped early", "value": str(run.count(Status.STOPPED)), "note": "on purpose, not scored"},
+        {"name": "failed", "value": str(run.count(Status.FAILED)), "note": "with an error"},
+        {"name": "on the front", "value": str(len(front)), "note": "beaten by no other net"},
+        {
+            "name": "hypervolume",
+            "value": f"{growth.final:.3f}" if growth else tables.MISSING,
+            "note": "of the objectives’ box" if growth else "needs two nets",
+        },
+        {
+            "name": "time",
+            "value": tables.duration(sum(record.seconds for record in run.records)),
+            "note": "summed over candidates",
+        },
+    ]
+
+
+def _leaders(run: Run, front: list[int], knee: int | None) -> list[dict[str, Any]]:
+    """The nets of the front that one would name first: most accurate, knee, least of the first cost."""
+    if not front:
+        return []
+    score, cost = run.first_pair
+    rows = run.front.set_index("trial")
+    losses = score.loss(rows[score.name])
+    best = int(rows[losses == losses.min()][cost.name].idxmin())
+    cheapest = rows[rows[cost.name] == rows[cost.name].min()]
+    smallest = int(score.loss(cheapest[score.name]).idxmin())
+    roles: dict[int, list[str]] = {}
+    for trial, role in (
+        (best, f"best {SCORES[score.name].title}"),
+        (knee, "knee"),
+        (smallest, f"least {_lower(COSTS[cost.name].title)}"),
+    ):
+        if trial is not None:
+            roles.setdefault(trial, []).append(role)
+    names = [o.name for o in run.objectives]
+    names += [name for name in ("parameters", "macs", "peak_inference_mib") if name not in names]
+    top = run.record(best)
+    leaders = []
+    for trial, its_roles in roles.items():
+        record = run.record(trial)
+        leaders.append(
+            {
+                "trial": trial,
+                "label": _label(record),
+                "roles": " and ".join(its_roles),
+                "numbers": [
+                    {"title": NUMBERS[name].title, "text": show(name, _number(record, name)),
+                     "beside": _beside(name, _number(record, name), _number(top, name)) if trial != best else ""}
+                    for name in names
+                ],
+            }
+        )  # fmt: skip
+    return leaders
+
+
+def _beside(name: str, value: float | None, reference: float | None) -> str:
+    """``value`` compared with ``reference``: a difference for scores, a ratio for costs."""
+    if value is None or reference is None or not reference:
+        return ""
+    if name in SCORES:
+        return f"{value - reference:+.3f}".replace("-", "−")
+    share = 100 * value / reference
+    return f"{share:.0f} %" if share >= 10 else f"{share:.1f} %"
+
+
+def _lower(title: str) -> str:
+    """``title`` within a sentence; abbreviations keep their capitals."""
+    return title if title[1:2].isupper() else title[:1].lower() + title[1:]
+
+
+def _label(record: Record) -> str:
+    return record.spec.label() if record.spec else "no net"
+
+
+def _number(record: Record, name: str) -> float | None:
+    """A score or cost of ``record`` by name."""
+    return record.scores.get(name) if name in SCORES else getattr(record.costs, name, None)
+
+
+def _columns(run: Run) -> list[dict[str, Any]]:
+    """The numeric columns of the table of candidates, in groups, each with one unit."""
+    scores = tuple(dict.fromkeys([*(o.name for o in run.objectives if o.is_score), *_known(run, SCORES)]))
+    groups = {"Scores": scores} | tables.COST_GROUPS
+    out = []
+    for group, names in groups.items():
+        chosen = [name for name in names if name in _known(run, NUMBERS)]
+        if chosen:
+            out.append({"name": group, "columns": [_column(run, name, group) for name in chosen]})
+    return out
+
+
+def _known(run: Run, names: Mapping[str, Any]) -> list[str]:
+    """Those of ``names`` that some complete candidate has a number for."""
+    return [name for name in names if run.complete[name].notna().any()]
+
+
+def _column(run: Run, name: str, group: str) -> dict[str, Any]:
+    """One column. Scores that are no objective are ``extra``: shown on demand."""
+    scale = Scale.of(name, [float(value) for value in run.complete[name]])
+    title = NUMBERS[name].title
+    if group in tables.COST_GROUPS:
+        title = title.removesuffix(", paper's convention")
+    return {
+        "name": name,
+        "title": title,
+        "unit": scale.unit,
+        "convention": _sentence(NUMBERS[name].convention),
+        "extra": name in SCORES and name not in (o.name for o in run.objectives),
+    }
+
+
+def _rows(run: Run, groups: list[dict[str, Any]], front: set[int], knee: int | None) -> list[dict[str, Any]]:
+    """The complete candidates, best first score first."""
+    names = [column["name"] for group in groups for column in group["columns"]]
+    scales = {name: Scale.of(name, [float(value) for value in run.complete[name]]) for name in names}
+    score = run.first_pair[0].name
+    ordered = run.complete.sort_values([score, "trial"], ascending=[not run.first_pair[0].maximise, True])
+    rows = []
+    for trial in ordered["trial"]:
+        record = run.record(int(trial))
+        rows.append(
+            {
+                "trial": record.trial,
+                "label": _label(record),
+                "front": record.trial in front,
+                "knee": record.trial == knee,
+                "numbers": [
+                    {"value": _number(record, name), "text": scales[name].show(_number(record, name))} for name in names
+                ],
+            }
+        )
+    return rows
+
+
+def _reasons(run: Run) -> list[dict[str, Any]]:
+    """Why candidates were not trained to the end."""
+    words = {Status.REJECTED: "Rejected", Status.STOPPED: "Stopped early", Status.FAILED: "Failed"}
+    groups = []
+    for group in tables.reason_groups(run.records):
+        listed = [run.record(trial) for trial in group.trials[:LISTED]]
+        groups.append(
+            {
+                "status": str(group.status),
+                "word": words[group.status],
+                "reason": group.reason,
+                "count": len(group.trials),
+                "left_out": len(group.trials) - len(listed),
+                "candidates": [
+                    {
+                        "trial": record.trial,
+                        "label": _label(record),
+                        "reason": record.reason,
+                        "choices": ", ".join(f"{name} {_plain(value)}" for name, value in record.choices.items()),
+                        "opens": _opens(record),
+                    }
+                    for record in listed
+                ],
+            }
+        )
+    return groups
+
+
+def _provenance(run: Run) -> dict[str, Any]:
+    head = run.head
+    made = _table(head.get("provenance"))
+    commit = made.get("commit")
+    versions = ", ".join(f"{name} {number}" for name, number in _table(made.get("versions")).items() if number)
+    machines = [_table(head.get("machine"))]
+    for record in run.records:
+        if asdict(record.machine) not in machines:
+            machines.append(asdict(record.machine))
+    command = head.get("command") or "not recorded"
+    return {
+        "rows": [
+            ("Begun", made.get("time") or "not recorded"),
+            *(("Machine", _machine(machine)) for machine in machines if machine),
+            ("Versions", versions or "not recorded"),
+            ("Commit", f"{commit}{' with uncommitted changes' if made.get('dirty') else ''}" if commit
+             else "not recorded (not a checkout)"),
+            ("Seed", f"{head['seed']} (sampler), {run.recipe.seed} (training), {run.task.seed} (data)"),
+            ("Data", f"content {run.task.content}, task {run.task.digest()}"),
+            ("Ledger", f"schema {head['schema']}, {run.path.name}/ledger.jsonl"),
+            ("Page", f"onenet-bench {__version__}"),
+        ],
+        "command": command if isinstance(command, str) else shlex.join(map(str, command)),
+        "remake": f"onenet-bench report {shlex.quote(str(run.path))}",
+    }  # fmt: skip
+
+
+def _machine(machine: Mapping[str, Any]) -> str:
+    parts = [machine.get("gpu"), machine.get("cpu")]
+    if machine.get("cores"):
+        parts.append(f"{machine['cores']} cores")
+    if machine.get("memory_gib"):
+        parts.append(f"{machine['memory_gib']} GiB memory")
+    return ", ".join(str(part) for part in [*parts, machine.get("system")] if part)
+
+
+# What the script reads -------------------------------------------------------------------------------------
+
+
+def _data(
+    run: Run, front: list[int], knee: int | None, growth: figures.HypervolumeFacts | None
+) -> dict[str, Any]:
+    """The nets in detail, the front of every score and cost, and the figures as they are first shown."""
+    scores = _known(run, SCORES)
+    costs = [name for name in _known(run, COSTS) if (run.complete[name] > 0).any()]
+    fronts = {}
+    for score in scores:
+        for cost in costs:
+            found = figures.pair_front(run.frame, pareto.Objective(name=score), pareto.Objective(name=cost))
+            fronts[f"{score}/{cost}"] = {"trials": found.trials, "line": found.line, "knee": found.knee}
+    axes = {
+        **{name: figures.score_axis(name, run.complete[name].dropna().tolist()) for name in scores},
+        **{name: figures.cost_axis(name, run.complete[name][run.complete[name] > 0].tolist()) for name in costs},
+    }
+    panels = []
+    for pair in tables.pairs(run.objectives):
+        if pair[0].name in scores and pair[1].name in costs:
+            rest = [o for o in run.objectives if o not in pair]
+            figure = figures.plot_front(figures.front_facts(run.frame, [*pair, *rest]))
+            panels.append({"score": pair[0].name, "cost": pair[1].name, "figure": _unfilled(_figure(figure))})
+    opened = [record for record in run.records if _opens(record)]
+    points = max(10, min(120, CURVE_POINTS // max(1, len(opened))))
+    return {
+        "name": str(run.head["name"]),
+        "nets": {
+            str(record.trial): {**_net(run, record, points), "hover": figures.hover(row)}
+            for record, row in zip(run.records, run.frame.to_dict("records"), strict=True)
+            if _opens(record)
+        },
+        "front": front,
+        "knee": knee,
+        "scores": {name: SCORES[name].title for name in scores},
+        "costs": {name: COSTS[name].title for name in costs},
+        "fronts": fronts,
+        "axes": axes,
+        "panels": panels,
+        "hypervolume": _figure(figures.plot_hypervolume(growth)) if growth else None,
+        "curve": run.first_pair[0].name,
+        "curve_title": SCORES[run.first_pair[0].name].title,
+        "classes": list(run.task.class_names),
+        "csv": run.complete.to_csv(index=False, lineterminator="\r\n"),
+    }
+
+
+def _figure(figure: Any) -> dict[str, Any]:
+    made: dict[str, Any] = json.loads(figure.to_json())
+    return {"data": made["data"], "layout": made["layout"]}
+
+
+def _unfilled(figure: dict[str, Any]) -> dict[str, Any]:
+    """``figure`` without its points: the script fills them in from the nets, for whichever axes are chosen."""
+    filled = ("x", "y", "text", "customdata")
+    traces = [{key: value for key, value in trace.items() if key not in filled} for trace in figure["data"]]
+    return {**figure, "data": traces}
+
+
+def _opens(record: Record) -> bool:
+    """Whether there is more to say about a candidate than a line in a list."""
+    return record.spec is not None and record.costs is not None and record.status is not Status.REJECTED
+
+
+def _net(run: Run, record: Record, points: int) -> dict[str, Any]:
+    """One net in detail. Numbers that people read are text already."""
+    assert record.spec is not None  # _opens
+    score = run.first_pair[0].name
+    curve = figures.spread(range(len(record.history)), points)
+    per_class = {
+        name: [None if value is None else f"{value:.3f}" for value in values]
+        for name, values in record.per_class.items()
+    }
+    return {
+        "trial": record.trial,
+        "label": record.spec.label(),
+        "digest": record.spec.digest(),
+        "status": str(record.status),
+        "reason": record.reason,
+        "seconds": tables.duration(record.seconds),
+        "values": {name: _number(record, name) for name in NUMBERS if _number(record, name) is not None},
+        "scores": [
+            [SCORES[name].title, show(name, value)] for name in SCORES if (value := record.scores.get(name)) is not None
+        ],
+        "costs": [
+            [COSTS[name].title, show(name, value)]
+            for name in COSTS
+            if (value := getattr(record.costs, name)) is not None
+        ],
+        "choices": [[name, _plain(value)] for name, value in record.choices.items()],
+        "levels": levels(record.spec, run.task),
+        "per_class": per_class,
+        "curve": {
+            "epoch": [record.history[i].get("epoch", i + 1) for i in curve],
+            "loss": [_short(record.history[i].get("loss")) for i in curve],
+            "score": [_short(record.history[i].get(score)) for i in curve],
+        },
+    }
+
+
+def _short(value: Any) -> float | None:
+    """A number to five significant digits; None for what is none or not finite."""
+    return float(f"{value:.5g}") if isinstance(value, int | float) and np.isfinite(value) else None
+
+
+def levels(spec: NetSpec, task: Task) -> list[dict[str, Any]]:
+    """Every level of ``spec`` in order of execution: its name, what it is in words, and what it costs on ``task``.
+
+    Raises SpecError where the net does not take the task's images.
+    """
+    words = {"stem": f"{spec.stem.kind} {spec.stem.channels} ch ×{spec.stem.repeat}"}
+    for i, stage in enumerate(spec.encoder, start=1):
+        words[f"encoder {i}"] = f"{stage.kind} {stage.channels} ch ↓{stage.scale} k{stage.kernel} ×{stage.repeat}"
+    for j, stage in enumerate(spec.decoder):
+        words[f"decoder {spec.decoder_level(j)}"] = (
+            f"{stage.kind} {stage.channels} ch ↑{stage.scale} k{stage.kernel} ×{stage.repeat}"
+            + ("" if stage.skip else ", no skip")
+            + (", plain" if stage.plain else "")
+        )
+    costs = by_level(plan(spec, (task.in_channels, task.resolution, task.resolution)))
+    return [{"name": name, "words": words.get(name, ""), **numbers} for name, numbers in costs.items()]
+
+
+# Pictures --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Pictures:
+    """The images of a page as data URIs."""
+
+    names: tuple[str, ...]
+    images: tuple[str, ...]
+    truths: tuple[str, ...]
+    predictions: Mapping[int, list[str]]
+    """By trial, in the order of ``images``."""
+    missing: Mapping[int, str]
+    """By trial: why there is no prediction."""
+    note: str
+    """What is missing altogether; empty where nothing is."""
+    legend: tuple[tuple[str, str], ...]
+    """Class name and colour."""
+
+
+def pictures(run: Run, first: list[int]) -> Pictures:
+    """The sample images, their truth, and predictions while they fit: of the trials ``first``, of the front, of the
+    rest."""
+    colours = palette(run.task.classes, run.task.background)
+    legend = [(name, _hex(colour)) for name, colour in zip(run.task.class_names, colours, strict=True)]
+    names: tuple[str, ...] = ()
+    shown: tuple[str, ...] = ()
+    truths: tuple[str, ...] = ()
+    note = ""
+    try:
+        samples = _arrays(run.path / "samples.npz", images=4, masks=3, names=1)
+    except _Unreadable as error:
+        note = f"There are no sample images: {error}."
+    else:
+        shown = tuple(image_uri(image) for image in samples["images"][:SAMPLES])
+        truths = tuple(mask_uri(mask, colours, run.task.ignore_index) for mask in samples["masks"][:SAMPLES])
+        names = tuple(str(name) for name in samples["names"][:SAMPLES])
+        if samples["masks"][:SAMPLES].tobytes().find(bytes([run.task.ignore_index])) >= 0:
+            legend.append(("not counted", _hex(IGNORED)))
+    predictions: dict[int, list[str]] = {}
+    missing: dict[int, str] = {}
+    room = PREDICTION_BYTES
+    rest = run.complete.sort_values(run.first_pair[0].name, ascending=not run.first_pair[0].maximise)
+    for trial in dict.fromkeys([*first, *map(int, run.front["trial"]), *map(int, rest["trial"])]) if shown else ():
+        where = run.record(trial).artifacts.get("predictions")
+        if room <= 0:
+            missing[trial] = "left out to keep this page small"
+        elif where is None:
+            missing[trial] = "no predictions were kept"
+        else:
+            try:
+                masks = _arrays(run.path / where, predictions=3)["predictions"][: len(shown)]
+            except _Unreadable as error:
+                missing[trial] = str(error)
+            else:
+                predictions[trial] = [mask_uri(mask, colours, run.task.ignore_index) for mask in masks]
+                room -= sum(map(len, predictions[trial]))
+    return Pictures(
+        names=names, images=shown, truths=truths, predictions=predictions, missing=missing, note=note,
+        legend=tuple(legend),
+    )  # fmt: skip
+
+
+class _Unreadable(Exception):
+    """An array file that is missing or is not what it should be; says so."""
+
+
+def _arrays(path: Path, **dimensions: int) -> dict[str, Any]:
+    """The arrays of ``path`` by name, each with the given number of dimensions. Raises _Unreadable."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            found = {name: file[name] for name in dimensions}
+    except FileNotFoundError as error:
+        raise _Unreadable(f"{path.name} is missing") from error
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise _Unreadable(f"{path.name} cannot be read") from error
+    for name, expected in dimensions.items():
+        if found[name].ndim != expected or (name != "names" and found[name].dtype != np.uint8):
+            raise _Unreadable(f"{path.name} holds {name} of shape {found[name].shape} and type {found[name].dtype}")
+    return found
+
+
+Colour = tuple[int, int, int]
+BACKGROUND: Colour = (27, 31, 36)
+IGNORED: Colour = (128, 134, 142)
+CLASSES: tuple[Colour, ...] = (
+    (230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66), (204, 121, 167), (213, 94, 0), (0, 114, 178),
+)  # fmt: skip
+"""The colours of Okabe and Ito (2008), which colour-blind readers can tell apart."""
+
+
+def palette(classes: int, background: int) -> list[Colour]:
+    """A colour per class: near black for the background, then CLASSES, then hues by the golden angle."""
+    colours: list[Colour] = []
+    for i in range(classes - 1):
+        if i < len(CLASSES):
+            colours.append(CLASSES[i])
+        else:
+            rgb = colorsys.hls_to_rgb(i * 0.381966 % 1, (0.45, 0.65, 0.8)[i % 3], 0.6)
+            colours.append((round(255 * rgb[0]), round(255 * rgb[1]), round(255 * rgb[2])))
+    colours.insert(background, BACKGROUND)
+    return colours
+
+
+def _hex(colour: Colour) -> str:
+    return "#{:02x}{:02x}{:02x}".format(*colour)
+
+
+def image_uri(image: Bytes) -> str:
+    """An image (C, H, W) as a PNG: three channels as colours, of any other number the first as grey."""
+    pixels = image.transpose(1, 2, 0) if len(image) == 3 else image[0]  # (H, W, 3) or (H, W)
+    made = Image.fromarray(np.ascontiguousarray(pixels))
+    if max(made.size) > SIDE:
+        made.thumbnail((SIDE, SIDE), Image.Resampling.BOX)
+    return _uri(made)
+
+
+def mask_uri(mask: Bytes, colours: list[Colour], ignore_index: int) -> str:
+    """Class indices (H, W) as a palette PNG; what is no class has the colour of IGNORED."""
+    step = -(-max(mask.shape) // SIDE)
+    small = np.ascontiguousarray(mask[::step, ::step])
+    used = int(small.max(initial=0)) + 1  # a short palette takes fewer bits per pixel
+    table = [IGNORED if i >= len(colours) or i == ignore_index else colours[i] for i in range(used)]
+    made = Image.frombytes("P", (small.shape[1], small.shape[0]), small.tobytes())
+    made.putpalette([channel for colour in table for channel in colour])
+    return _uri(made)
+
+
+def _uri(image: Image.Image) -> str:
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()

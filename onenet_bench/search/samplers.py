@@ -1,0 +1,98 @@
+"""Samplers by name: Optuna's own, and a grid in shuffled order.
+
+A fresh sampler is made for every proposal from (seed, trial number), so that a resumed search proposes what an
+uninterrupted one would have.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from optuna.distributions import BaseDistribution, CategoricalDistribution, IntDistribution
+from optuna.exceptions import ExperimentalWarning
+from optuna.samplers import BaseSampler, NSGAIISampler, RandomSampler, TPESampler
+from optuna.study import Study
+from optuna.trial import FrozenTrial
+
+from onenet_bench.errors import SpaceError, known
+from onenet_bench.space import SearchSpace, is_ordered
+
+POPULATION = 16
+"""Of NSGA-II: searches here have tens to hundreds of trials, not thousands."""
+
+
+def distributions(space: SearchSpace) -> dict[str, BaseDistribution]:
+    """The Optuna distributions that ``space.suggest`` draws from."""
+    return {
+        name: IntDistribution(0, len(options) - 1) if is_ordered(options) else CategoricalDistribution(list(options))
+        for name, options in space.choices.items()
+    }
+
+
+def as_parameters(space: SearchSpace, choices: dict[str, Any]) -> dict[str, Any]:
+    """Choices as Optuna's parameters: ordered ones by rank."""
+    return {
+        name: options.index(choices[name]) if is_ordered(options) else choices[name]
+        for name, options in space.choices.items()
+    }
+
+
+class GridSampler(BaseSampler):
+    """Every combination once, in an order shuffled by ``seed`` so that a part of the grid covers all of it."""
+
+    def __init__(self, space: SearchSpace, seed: int) -> None:
+        self._space = space
+        self._order = np.random.default_rng(seed).permutation(space.size)
+
+    def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        return distributions(self._space)
+
+    def sample_relative(
+        self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        sizes = [len(options) for options in self._space.choices.values()]
+        place = np.unravel_index(int(self._order[trial.number % self._space.size]), sizes)
+        chosen = {
+            name: options[int(at)] for (name, options), at in zip(self._space.choices.items(), place, strict=True)
+        }
+        return as_parameters(self._space, chosen)
+
+    def sample_independent(
+        self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+    ) -> Any:
+        raise SpaceError(f"a grid decides all choices together, but {param_name!r} was asked for alone")
+
+
+def _tpe(space: SearchSpace, seed: int, number: int) -> BaseSampler:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExperimentalWarning)
+        return TPESampler(multivariate=True, group=True, seed=_seed(seed, number), warn_independent_sampling=False)
+
+
+SAMPLERS: dict[str, Callable[[SearchSpace, int, int], BaseSampler]] = {
+    "random": lambda space, seed, number: RandomSampler(seed=_seed(seed, number)),
+    "grid": lambda space, seed, number: GridSampler(space, seed),
+    "nsga2": lambda space, seed, number: NSGAIISampler(population_size=POPULATION, seed=_seed(seed, number)),
+    "tpe": _tpe,
+}
+"""Name -> sampler for (space, the run's seed, the trial's number)."""
+
+
+def make(name: str, space: SearchSpace, seed: int, number: int) -> BaseSampler:
+    """The sampler that proposes trial ``number``. Raises SpaceError for an unknown name."""
+    check(name)
+    return SAMPLERS[name](space, seed, number)
+
+
+def check(name: str) -> None:
+    """Raise SpaceError unless ``name`` is a sampler."""
+    if name not in SAMPLERS:
+        raise SpaceError(known("sampler", name, SAMPLERS))
+
+
+def _seed(*parts: int) -> int:
+    words: Sequence[int] = np.random.SeedSequence(parts).generate_state(1).tolist()
+    return words[0]
