@@ -6,6 +6,8 @@ Units and conventions of every number stand in ``onenet_bench.record.COSTS``. In
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from onenet_bench.plan import Plan, Row, plan
 from onenet_bench.record import Costs
 from onenet_bench.spec import NetSpec
@@ -28,20 +30,24 @@ def count(spec: NetSpec, resolution: int | tuple[int, int]) -> Costs:
 
 def count_plan(lowered: Plan) -> Costs:
     """The costs of a net that is lowered already."""
-    rows = lowered.rows
     parameters = used = macs = elements = mult_adds = weighted = 0
-    for row in rows:
-        parameters += row.parameters
+    for row in lowered.rows:
+        own = row.parameters
+        parameters += own
         if not row.runs:
             continue
-        used += row.parameters
-        macs += row.macs
-        made = row.c_out * row.h_out * row.w_out
-        if row.op not in IN_PLACE:
+        op = row.op
+        if own:
+            positions = row.h_out * row.w_out
+            made = row.c_out * positions
+            used += own
+            macs += row.macs
             elements += made
-        if row.parameters:
             weighted += made
-            mult_adds += _torchinfo_mult_adds(row)
+            # torchinfo 1.8: weights and biases times a convolution's output positions, a norm's once
+            mult_adds += own if op == "norm" else own * (made if op == "spatial" else positions)
+        elif op not in IN_PLACE:
+            elements += row.c_out * row.h_out * row.w_out
     return Costs(
         parameters=parameters,
         parameters_used=used,
@@ -53,53 +59,39 @@ def count_plan(lowered: Plan) -> Costs:
     )
 
 
-def _torchinfo_mult_adds(row: Row) -> int:
-    """What torchinfo 1.8 prints: a convolution's weights and biases times its output positions, other weights once."""
-    if row.op == "spatial":
-        return row.parameters * row.elements
-    if row.op in ("conv", "up"):
-        return row.parameters * row.h_out * row.w_out
-    return row.parameters
-
-
 def peak_elements(lowered: Plan) -> int:
     """The largest number of elements that live at one moment of an inference, the image included, weights not.
 
-    A tensor lives from the row that makes it to the last row that reads it.
+    A tensor lives from the row that makes it to the last row that reads it, which is the first one met going back.
     """
     rows = lowered.rows
-    storage = list(range(len(rows)))  # which row's memory a row's output lies in
-    last_read = [0] * len(rows)
-    for index, row in enumerate(rows):
-        if not row.runs:
-            continue
-        if row.op in IN_PLACE:
-            storage[index] = storage[row.inputs[0]] if row.inputs[0] >= 0 else index
-        for source in row.inputs:
-            if source >= 0:
-                last_read[storage[source]] = index
     c, h, w = lowered.shape
-    image = c * h * w  # the caller holds it throughout
-    live = peak = image
-    alive: list[int] = []
-    for index, row in enumerate(rows):
+    wanted = {-1, lowered.output}  # whose outputs are read later; the image's and the logits' by the caller
+    live = peak = c * h * w + rows[lowered.output].elements
+    for row in reversed(rows):
         if not row.runs:
             continue
-        if storage[index] == index:
-            live += row.elements
-            alive.append(index)
-        peak = max(peak, live + scratch_elements(row))
-        for dead in [i for i in alive if last_read[i] == index and i != lowered.output]:
-            alive.remove(dead)
-            live -= rows[dead].elements
+        op, inputs = row.op, row.inputs
+        in_place = op in IN_PLACE and inputs[0] >= 0
+        if in_place:
+            wanted.add(inputs[0])  # whose memory is the output's, which lives already
+        for source in inputs:
+            if source not in wanted:
+                wanted.add(source)
+                made = rows[source]
+                live += made.c_out * made.h_out * made.w_out
+        needed = live + SCRATCH[op](row) if op in SCRATCH else live
+        if needed > peak:
+            peak = needed
+        if not in_place:
+            live -= row.c_out * row.h_out * row.w_out
     return peak
 
 
-def scratch_elements(row: Row) -> int:
-    """Elements that a row needs beside its input and output while it runs."""
-    if row.op == "spatial":  # the padded copy of its input
-        return row.elements + row.kernel - 1
-    return 0
+SCRATCH: dict[str, Callable[[Row], int]] = {
+    "spatial": lambda row: row.elements + row.kernel - 1,  # the padded copy of its input
+}
+"""Elements that a row needs beside its input and output while it runs, where it does."""
 
 
 def by_level(lowered: Plan) -> dict[str, dict[str, int]]:

@@ -94,7 +94,7 @@ def plan(spec: NetSpec, shape: tuple[int, int, int]) -> Plan:
 
     if spec.normalise:
         out.level = "stem"
-        out.same("normalise", "normalise")
+        out.normalise("normalise")
     _stem(out, spec)
     features = [out.at]
     for i, stage in enumerate(spec.encoder, start=1):
@@ -114,107 +114,104 @@ def plan(spec: NetSpec, shape: tuple[int, int, int]) -> Plan:
         DECODER_LEVELS[stage.kind](out, stage, f"decoder.{i}", features[i - 1] if stage.skip else None, emit)
         if following is None or spec.heads == "all":
             kernel = 1 if stage.kind == "onenet1d" else 3
-            out.head(f"decoder.{i}.head", spec.classes, kernel, runs=following is None)
+            out.conv(f"decoder.{i}.head", spec.classes, kernel, runs=following is None)
     if not spec.decoder:
         out.level = "head"
-        out.head("head", spec.classes, 1, runs=True)
+        out.conv("head", spec.classes, 1)
     logits = len(out.rows) - 1
     if spec.classifier:
         out.level = "classifier"
-        out.classifier(features[-1], spec.classifier)
+        out.go_back_to(features[-1])
+        out.classifier(spec.classifier)
     return Plan(spec, shape, tuple(out.rows), logits)
 
 
+_row = Row._make  # a third faster than Row(…), and most of the work
+
+
 class _Lowering:
-    """The rows so far, and the tensor that the next row reads."""
+    """The rows so far, and the tensor that the next row reads: its index ``at`` and its size ``c``, ``h``, ``w``."""
+
+    __slots__ = ("at", "c", "h", "level", "rows", "w")
 
     def __init__(self, channels: int, height: int, width: int) -> None:
         self.rows: list[Row] = []
-        self.image = (channels, height, width)
         self.at = -1
+        self.c, self.h, self.w = channels, height, width
         self.level = "stem"
 
-    def size(self, index: int) -> tuple[int, int, int]:
-        if index < 0:
-            return self.image
+    def go_back_to(self, index: int) -> None:
+        """Let the next row read an earlier one."""
         row = self.rows[index]
-        return row.c_out, row.h_out, row.w_out
+        self.at, self.c, self.h, self.w = index, row.c_out, row.h_out, row.w_out
 
     def _append(
-        self, name: str, op: str, inputs: tuple[int, ...], to: tuple[int, int, int], kernel: int = 0,
-        stride: int = 1, groups: int = 1, bias: bool = False, parameters: int = 0, macs: int = 0, runs: bool = True,
+        self, name: str, op: str, inputs: tuple[int, ...], c: int, h: int, w: int, kernel: int = 0, stride: int = 1,
+        groups: int = 1, bias: bool = False, parameters: int = 0, macs: int = 0, runs: bool = True,
     ) -> None:  # fmt: skip
         self.rows.append(
-            Row(name, op, self.level, inputs, *self.size(inputs[0]), *to, kernel, stride, groups, bias,
-                parameters, macs, runs)
+            _row((name, op, self.level, inputs, self.c, self.h, self.w, c, h, w, kernel, stride, groups, bias,
+                  parameters, macs, runs))
         )  # fmt: skip
         if runs:
-            self.at = len(self.rows) - 1
+            self.at, self.c, self.h, self.w = len(self.rows) - 1, c, h, w
 
-    def same(self, name: str, op: str, parameters: int = 0) -> None:
-        """A row that keeps the shape."""
-        self._append(name, op, (self.at,), self.size(self.at), parameters=parameters)
+    def normalise(self, name: str) -> None:
+        self._append(name, "normalise", (self.at,), self.c, self.h, self.w)
 
     def conv(
-        self, name: str, channels: int, kernel: int, *, stride: int = 1, groups: int = 1, bias: bool = True,
+        self, name: str, channels: int, kernel: int, stride: int = 1, groups: int = 1, bias: bool = True,
         runs: bool = True,
     ) -> None:  # fmt: skip
-        c, h, w = self.size(self.at)
-        h, w = h // stride, w // stride
-        weights = channels * (c // groups) * kernel * kernel
-        self._append(name, "conv", (self.at,), (channels, h, w), kernel, stride, groups, bias,
+        h, w = self.h // stride, self.w // stride
+        weights = channels * (self.c // groups) * kernel * kernel
+        self._append(name, "conv", (self.at,), channels, h, w, kernel, stride, groups, bias,
                      weights + channels * bias, weights * h * w, runs)  # fmt: skip
 
-    def head(self, name: str, classes: int, kernel: int, *, runs: bool) -> None:
-        self.conv(name, classes, kernel, runs=runs)
-
     def spatial(self, name: str, kernel: int) -> None:
-        c, h, w = self.size(self.at)
-        self._append(name, "spatial", (self.at,), (c, h, w), kernel, bias=True, parameters=kernel + 1,
-                     macs=kernel * c * h * w)  # fmt: skip
+        c, h, w = self.c, self.h, self.w
+        self._append(name, "spatial", (self.at,), c, h, w, kernel, 1, 1, True, kernel + 1, kernel * c * h * w)
         self.relu(name)
 
     def up(self, name: str, channels: int, scale: int) -> None:
-        c, h, w = self.size(self.at)
-        weights = c * channels * scale * scale
-        self._append(name, "up", (self.at,), (channels, h * scale, w * scale), scale, scale, bias=True,
-                     parameters=weights + channels, macs=weights * h * w)  # fmt: skip
+        h, w = self.h, self.w
+        weights = self.c * channels * scale * scale
+        self._append(name, "up", (self.at,), channels, h * scale, w * scale, scale, scale, 1, True,
+                     weights + channels, weights * h * w)  # fmt: skip
 
     def norm(self, name: str) -> None:
-        self.same(name, "norm", 2 * self.size(self.at)[0])
+        self._append(name, "norm", (self.at,), self.c, self.h, self.w, 0, 1, 1, False, 2 * self.c)
 
     def relu(self, name: str) -> None:
-        self.same(f"{name}.relu", "relu")
+        self._append(f"{name}.relu", "relu", (self.at,), self.c, self.h, self.w)
 
     def maxpool(self, name: str, kernel: int, stride: int) -> None:
-        c, h, w = self.size(self.at)
-        self._append(name, "maxpool", (self.at,), (c, h // stride, w // stride), kernel, stride)
+        self._append(name, "maxpool", (self.at,), self.c, self.h // stride, self.w // stride, kernel, stride)
 
     def unshuffle(self, name: str, scale: int) -> None:
-        c, h, w = self.size(self.at)
-        self._append(name, "unshuffle", (self.at,), (c * scale * scale, h // scale, w // scale), scale, scale)
+        self._append(name, "unshuffle", (self.at,), self.c * scale * scale, self.h // scale, self.w // scale,
+                     scale, scale)  # fmt: skip
 
     def shuffle(self, name: str, scale: int) -> None:
-        c, h, w = self.size(self.at)
+        c = self.c
         if c % (scale * scale):
             near = max(1, c // (scale * scale)) * scale * scale
             raise SpecError(
                 f"pixel-shuffle by {scale} needs channels that are a multiple of {scale * scale}, "
                 f"but {name} gets {c}; use {near}"
             )
-        self._append(name, "shuffle", (self.at,), (c // (scale * scale), h * scale, w * scale), scale, scale)
+        self._append(name, "shuffle", (self.at,), c // (scale * scale), self.h * scale, self.w * scale, scale, scale)
 
     def concat(self, name: str, other: int) -> None:
-        c, h, w = self.size(self.at)
-        self._append(name, "concat", (self.at, other), (c + self.size(other)[0], h, w))
+        self._append(name, "concat", (self.at, other), self.c + self.rows[other].c_out, self.h, self.w)
 
     def add(self, name: str, other: int) -> None:
-        self._append(name, "add", (self.at, other), self.size(self.at))
+        self._append(name, "add", (self.at, other), self.c, self.h, self.w)
 
-    def classifier(self, feature: int, outputs: int) -> None:
-        c = self.size(feature)[0]
-        self._append("encoder.classifier", "linear", (feature,), (outputs, 1, 1), bias=True,
-                     parameters=(c + 1) * outputs, macs=c * outputs, runs=False)  # fmt: skip
+    def classifier(self, outputs: int) -> None:
+        c = self.c
+        self._append("encoder.classifier", "linear", (self.at,), outputs, 1, 1, 0, 1, 1, True,
+                     (c + 1) * outputs, c * outputs, False)  # fmt: skip
 
 
 # Blocks: convolution and what follows it -----------------------------------------------------------------
@@ -235,7 +232,7 @@ def _cbr(out: _Lowering, name: str, channels: int, kernel: int) -> None:
 
 
 def _separable(out: _Lowering, name: str, channels: int, kernel: int) -> None:
-    out.conv(f"{name}.depthwise.conv", out.size(out.at)[0], kernel, groups=out.size(out.at)[0])
+    out.conv(f"{name}.depthwise.conv", out.c, kernel, groups=out.c)
     out.norm(f"{name}.depthwise.norm")
     out.relu(f"{name}.depthwise")
     _cbr(out, f"{name}.pointwise", channels, 1)
@@ -306,12 +303,12 @@ def _encode_resnet(out: _Lowering, stage: StageSpec, name: str, level: int) -> N
             if n < len(convs):
                 out.relu(f"{block}.{n}")
         branch = out.at
-        if stride != 1 or out.size(entry)[0] != stage.channels:
-            out.at = entry
+        if stride != 1 or out.rows[entry].c_out != stage.channels:
+            out.go_back_to(entry)
             out.conv(f"{block}.shortcut.conv", stage.channels, 1, stride=stride, bias=False)
             out.norm(f"{block}.shortcut.norm")
             entry = out.at
-        out.at = branch
+            out.go_back_to(branch)
         out.add(f"{block}.add", entry)
         out.relu(block)
 
@@ -326,7 +323,7 @@ def _emitted(stage: StageSpec, following: StageSpec | None, skip: int | None, ou
     if following is not None and "onenet1d" in (stage.kind, following.kind):
         return following.scale**2 * following.channels
     if stage.kind == "onenet1d" and skip is not None:
-        return stage.channels + out.size(skip)[0]
+        return stage.channels + out.rows[skip].c_out
     return stage.channels
 
 
@@ -334,7 +331,7 @@ def _decode_1d(out: _Lowering, stage: StageSpec, name: str, skip: int | None, em
     out.shuffle(f"{name}.shuffle", stage.scale)
     if skip is not None:
         out.concat(f"{name}.concat", skip)
-    kept = out.size(out.at)[0]
+    kept = out.c
     if stage.kernel:
         out.spatial(f"{name}.spatial.conv", stage.kernel)
     for j in range(1, stage.repeat + 1):

@@ -76,9 +76,41 @@ def unet(depth: int = 4, width: int = 64, stem_repeat: int = 2, classes: int = 4
     )  # fmt: skip
 
 
+def mobilenet_unet(depth: int = 4, width: int = 64, classes: int = 4, in_channels: int = 3) -> NetSpec:
+    """The paper's MobileNet row: a U-Net whose encoder convolves depthwise and pointwise."""
+    widths = _widths(depth, width)
+    return NetSpec(
+        in_channels=in_channels, classes=classes, heads="all", normalise=False,
+        stem=StemSpec(kind="conv2d", channels=width, repeat=3),
+        encoder=tuple(StageSpec(kind="separable2d", channels=c) for c in widths[1:]),
+        decoder=_decoder_2d(widths),
+    )  # fmt: skip
+
+
+def resnet_unet(kind: str, widths: list[int], repeats: list[int], classes: int = 4, in_channels: int = 3) -> NetSpec:
+    """A ResNet v1 encoder under the 2D decoder, one skip-less level longer because its stem has stride 2.
+
+    ``widths`` are those of the stem and the stages. The ImageNet classifier is carried along and never run.
+    """
+    return NetSpec(
+        in_channels=in_channels, classes=classes, heads="all", normalise=False, classifier=1000,
+        stem=StemSpec(kind="resnet", channels=widths[0], repeat=1),
+        encoder=tuple(
+            StageSpec(kind=kind, channels=c, repeat=n) for c, n in zip(widths[1:], repeats, strict=True)
+        ),
+        decoder=(
+            *(StageSpec(kind="conv2d", channels=c) for c in reversed(widths[:-1])),
+            StageSpec(kind="conv2d", channels=widths[0], skip=False, plain=True),
+        ),
+    )  # fmt: skip
+
+
 NETS: dict[str, Callable[[], NetSpec]] = {
     "unet_4": lambda: unet(4),
     "unet_5": lambda: unet(5),
+    "resnet34_unet": lambda: resnet_unet("resnet_basic", [64, 64, 128, 256, 512], [3, 4, 6, 3]),
+    "resnet50_unet": lambda: resnet_unet("resnet_bottleneck", [64, 256, 512, 1024, 2048], [3, 4, 6, 3]),
+    "mobilenet_unet": mobilenet_unet,
     "onenet_e_4": lambda: onenet_e(4),
     "onenet_e_5": lambda: onenet_e(5),
     # Table 2 measured this one row without the encoder's spatial convolution.

@@ -345,25 +345,24 @@ def _look(tree: _Tree) -> _Facts:
 
 def _classes(tree: _Tree, values: tuple[int, ...]) -> tuple[tuple[str, ...], tuple[int, ...]]:
     """The names of the classes, and the mask value of each."""
-    path = tree.root / "classes.txt"
-    if path in tree.others:
-        names = tuple(_lines(path))
-        if len(set(names)) < len(names):
-            raise DataError(f"classes have different names, but {path} has one twice")
-        if values and values[-1] < len(names):
-            values = tuple(range(len(names)))
-        elif len(names) != len(values):
-            raise DataError(
-                f"{path} names {len(names)} classes, but the masks hold the values "
-                f"{', '.join(map(str, values))}; write a line for each"
-            )
-    else:
-        names = tuple("background" if value == 0 else f"value_{value}" for value in values)
-    if len(names) < 2:
+    if len(values) < 2:
         hold = " and ".join(map(str, [*values, IGNORED]))
         raise DataError(
             f"masks hold at least two classes, but those of {tree.root} hold nothing but {hold}, and {IGNORED} is for "
             "pixels that count nowhere; write objects as 1"
+        )
+    path = tree.root / "classes.txt"
+    if path not in tree.others:
+        return tuple("background" if value == 0 else f"value_{value}" for value in values), values
+    names = tuple(_lines(path))
+    if len(set(names)) < len(names):
+        raise DataError(f"classes have different names, but {path} has one twice")
+    if values[-1] < len(names):
+        return names, tuple(range(len(names)))
+    if len(names) != len(values):
+        raise DataError(
+            f"{path} names {len(names)} classes, but the masks hold the values {', '.join(map(str, values))}; "
+            "write a line for each"
         )
     return names, values
 

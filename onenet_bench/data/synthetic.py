@@ -66,7 +66,7 @@ class SyntheticSpec:
     squares: int = 2  # squares in a scene, each with its cross; fewer where the distance leaves no room
     contrast: float = 0.2  # lightness of stripes, spots, vessels, shapes and squares against what is below
     organ_contrast: float = 0.1  # lightness of the organ against the ground
-    marker_distance: float = 0.3  # from the square's centre to the cross that decides its class
+    marker_distance: float = 0.2  # from the square's centre to the cross that decides its class
     occlusion: float = 0.3  # chance that an object is put down without looking for a free place
     illumination: float = 0.2  # lightness gained, and lost, along a random direction across the image
     noise: float = 0.06  # standard deviation, per pixel and channel

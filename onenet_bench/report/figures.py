@@ -186,7 +186,7 @@ _LOOKS: dict[str, Any] = {
     "font": {"size": 13},
     "paper_bgcolor": "rgba(0,0,0,0)",
     "plot_bgcolor": "rgba(0,0,0,0)",
-    "margin": {"l": 62, "r": 16, "t": 34, "b": 50},
+    "margin": {"l": 50, "r": 16, "t": 34, "b": 44},
     "hoverlabel": {"align": "left", "font": {"size": 12}},
     "hovermode": "closest",
     "dragmode": "zoom",
@@ -195,6 +195,7 @@ _AXIS: dict[str, Any] = {
     "gridcolor": "rgba(128,138,148,0.22)",
     "linecolor": "rgba(128,138,148,0.6)",
     "zeroline": False,
+    "automargin": True,
     "showline": True,
     "ticks": "outside",
     "tickcolor": "rgba(128,138,148,0.6)",
@@ -205,7 +206,7 @@ def _title(name: str) -> dict[str, Any]:
     column = NUMBERS[name]
     unit = f" ({column.unit})" if column.unit and column.unit != "B" else ""
     better = "lower is better" if column.best == "min" else "higher is better"
-    return {"text": column.title + unit + (f" · {better}" if name in SCORES else "")}
+    return {"text": column.title + unit + (f" · {better}" if name in SCORES else ""), "standoff": 10}
 
 
 def cost_axis(name: str, values: Collection[float]) -> dict[str, Any]:
@@ -231,19 +232,18 @@ def _tick_texts(ticks: Sequence[float], unit: str) -> list[str]:
 
 
 def log_ticks(low: float, high: float) -> list[float]:
-    """Four to nine round numbers from ``low`` to ``high``: decades, or 1-2-5, or 1 to 9, or evenly spaced."""
+    """Three to nine round numbers from ``low`` to ``high``: decades, parts of decades, or evenly spaced."""
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    for steps in ((1,), (1, 3), (1, 2, 5), range(1, 10)):
+    powers = [10.0**decade for decade in decades if low <= 10.0**decade <= high]
+    if len(powers) > 9:
+        return powers[:: math.ceil(len(powers) / 9)]
+    for steps in ((1,), (1, 3), (1, 2, 5), (1, 2, 3, 5), range(1, 10)):
         ticks = [step * 10.0**decade for decade in decades for step in steps]
         ticks = [tick for tick in ticks if low <= tick <= high]
         if 4 <= len(ticks) <= 9:
             return ticks
-    if len(ticks) > 9:  # many decades: every other, every third, …
-        powers = [10.0**decade for decade in decades if low <= 10.0**decade <= high]
-        return powers[:: math.ceil(len(powers) / 9)]
-    rough = (high - low) / 4
-    unit = 10 ** math.floor(math.log10(rough))
-    step = next(unit * factor for factor in (1, 2, 5, 10) if unit * factor >= rough)
+    unit = 10 ** math.floor(math.log10((high - low) / 3))
+    step = max(unit * factor for factor in (1, 2, 5) if unit * factor <= (high - low) / 3)
     return [float(f"{i * step:.12g}") for i in range(math.ceil(low / step), math.floor(high / step) + 1)]
 
 
@@ -301,9 +301,7 @@ def hypervolume_facts(frame: pd.DataFrame, objectives: Sequence[pareto.Objective
             front = front[pareto.non_dominated(front)]
             value = pareto.hypervolume(front, np.ones(len(objectives)))
         values.append(value)
-    return HypervolumeFacts(
-        box=box, trials=tuple(int(trial) for trial in frame["trial"]), values=tuple(values)
-    )
+    return HypervolumeFacts(box=box, trials=tuple(int(trial) for trial in frame["trial"]), values=tuple(values))
 
 
 def plot_hypervolume(facts: HypervolumeFacts) -> go.Figure:

@@ -32,8 +32,8 @@ from onenet_bench import __version__, pareto
 from onenet_bench.budget import Budget
 from onenet_bench.costs import by_level
 from onenet_bench.plan import plan
-from onenet_bench.record import COSTS, SCORES, Record, Status
 from onenet_bench.recipe import Recipe
+from onenet_bench.record import COSTS, SCORES, Record, Status
 from onenet_bench.report import figures, tables
 from onenet_bench.report.tables import NUMBERS, Run, Scale, read_run, show
 from onenet_bench.spec import NetSpec
@@ -97,6 +97,7 @@ def build_page(run: Path) -> str:
     return _WORDS.get_template("page.html.jinja").render(
         **facts,
         images=images,
+        colours={"front": figures.FRONT, "dominated": figures.DOMINATED, "knee": figures.KNEE},
         remake_comment=facts["provenance"]["remake"].replace(">", "&gt;"),
         embedded=Markup(_embedded(data)),
         plotly_js=Markup(get_plotlyjs().replace("</script", "<\\/script")),
@@ -132,7 +133,7 @@ def page_facts(run: Run) -> dict[str, Any]:
             "groups": columns,
             "rows": _rows(run, columns, set(front), knee),
             "conventions": [
-                {"name": name, "title": NUMBERS[name].title, "text": _sentence(NUMBERS[name].convention)}
+                {"name": name, "title": NUMBERS[name].title, "text": NUMBERS[name].convention}
                 for group in columns
                 for name in (column["name"] for column in group["columns"])
             ],
@@ -155,10 +156,6 @@ def _plain(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
-def _sentence(text: str) -> str:
-    return text[:1].upper() + text[1:] + "."
-
-
 def _state(run: Run) -> dict[str, Any]:
     """Whether the run has ended, in a sentence."""
     told, asked_for = len(run.records), run.head.get("trials")
@@ -174,18 +171,20 @@ def _state(run: Run) -> dict[str, Any]:
 
 
 def _asked(run: Run) -> list[tuple[str, str]]:
-    space, task = run.head["space"], run.task
+    """What was asked, by name."""
+    space = run.head["space"]
+    named = ": ".join(str(space[key]) for key in ("name", "summary") if space.get(key))
+    aims = [f"{_lower(NUMBERS[o.name].title)} as {'high' if o.maximise else 'low'} as possible" for o in run.objectives]
+    budgets = [Budget.parse(text) for text in run.head.get("budget") or ()]
+    limits = [f"{_lower(COSTS[budget.cost].title)} at most {show(budget.cost, budget.limit)}" for budget in budgets]
     return [
-        ("Search space", ": ".join(str(space[key]) for key in ("name", "summary") if space.get(key)) or "not named"),
-        ("Data", describe_task(task)),
+        ("Search space", named or "not named"),
+        ("Data", describe_task(run.task)),
         ("Training", describe_recipe(run.recipe)),
-        ("Objectives", "; ".join(
-            f"{_lower(NUMBERS[o.name].title)} as {'high' if o.maximise else 'low'} as possible" for o in run.objectives)),
-        ("Budget", "; ".join(
-            f"{_lower(COSTS[b.cost].title)} at most {show(b.cost, b.limit)}"
-            for b in map(Budget.parse, run.head.get("budget") or ())) or "none"),
+        ("Objectives", "; ".join(aims)),
+        ("Budget", "; ".join(limits) or "none"),
         ("Sampler", f"{run.head['sampler']}, seed {run.head['seed']}, {run.head.get('trials', '?')} candidates"),
-    ]  # fmt: skip
+    ]
 
 
 def describe_task(task: Task) -> str:
@@ -319,7 +318,7 @@ def _column(run: Run, name: str, group: str) -> dict[str, Any]:
         "name": name,
         "title": title,
         "unit": scale.unit,
-        "convention": _sentence(NUMBERS[name].convention),
+        "convention": NUMBERS[name].convention,
         "extra": name in SCORES and name not in (o.name for o in run.objectives),
     }
 
@@ -414,9 +413,7 @@ def _machine(machine: Mapping[str, Any]) -> str:
 # What the script reads -------------------------------------------------------------------------------------
 
 
-def _data(
-    run: Run, front: list[int], knee: int | None, growth: figures.HypervolumeFacts | None
-) -> dict[str, Any]:
+def _data(run: Run, front: list[int], knee: int | None, growth: figures.HypervolumeFacts | None) -> dict[str, Any]:
     """The nets in detail, the front of every score and cost, and the figures as they are first shown."""
     scores = _known(run, SCORES)
     costs = [name for name in _known(run, COSTS) if (run.complete[name] > 0).any()]
@@ -613,7 +610,7 @@ def _arrays(path: Path, **dimensions: int) -> dict[str, Any]:
         raise _Unreadable(f"{path.name} cannot be read") from error
     for name, expected in dimensions.items():
         if found[name].ndim != expected or (name != "names" and found[name].dtype != np.uint8):
-            raise _Unreadable(f"{path.name} holds {name} of shape {found[name].shape} and type {found[name].dtype}")
+            raise _Unreadable(f"{path.name} does not hold {name} as uint8 in {expected} dimensions")
     return found
 
 

@@ -15,8 +15,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from onenet_bench import ledger, pareto
-from onenet_bench.record import COSTS, SCORES, Record, Status
 from onenet_bench.recipe import Recipe
+from onenet_bench.record import COSTS, SCORES, Record, Status
 from onenet_bench.task import Task
 
 NUMBERS = SCORES | COSTS
@@ -276,9 +276,7 @@ def reason_groups(records: Iterable[Record]) -> list[ReasonGroup]:
         shared = iter([values[0] if len(set(values)) == 1 else "…" for values in numbers])
         reason = re.sub("\0", lambda _, shared=shared: next(shared), skeleton)  # type: ignore[misc]
         groups.append(
-            ReasonGroup(
-                status=status, reason=reason or "no reason given", trials=tuple(m.trial for m in members)
-            )
+            ReasonGroup(status=status, reason=reason or "no reason given", trials=tuple(m.trial for m in members))
         )
     order = [Status.REJECTED, Status.STOPPED, Status.FAILED]
     return sorted(groups, key=lambda group: (order.index(group.status), -len(group.trials), group.reason))

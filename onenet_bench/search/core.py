@@ -25,8 +25,11 @@ from onenet_bench.space import SearchSpace
 from onenet_bench.spec import NetSpec
 from onenet_bench.task import Task
 
-MOST_REJECTIONS = 1000
-"""After so many proposals in a row that cannot be trained, the search ends."""
+STALLED = 20
+"""After so many rejections in a row chance proposes instead of the sampler, until a candidate can be trained."""
+
+MOST_REJECTIONS = 300
+"""After so many rejections in a row the search ends; a grid goes on to its own end."""
 
 STATES = {
     Status.COMPLETE: TrialState.COMPLETE,
@@ -101,6 +104,7 @@ class Core:
         self._machine = Machine.here()
         self._seen: dict[str, int] = {}  # digest -> trial
         self._started = 0
+        self._idle = self._idle_before = 0  # rejections in a row
         self._running: dict[int, Job] = {}
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self._study = optuna.create_study(
@@ -122,23 +126,28 @@ class Core:
         if self._waiting:
             return self._running[self._waiting.pop(0)]
         search = self.search
-        for _ in range(MOST_REJECTIONS):
+        while True:
+            number = len(self._study.get_trials(deepcopy=False))
             if self._started >= search.trials:
                 self.ended = f"{search.trials} candidates were trained"
-                return None
-            number = len(self._study.get_trials(deepcopy=False))
-            if search.sampler == "grid" and number >= search.space.size:
+            elif search.sampler == "grid" and number >= search.space.size:
                 self.ended = f"all {search.space.size} combinations were tried"
+            elif search.sampler != "grid" and self._idle >= MOST_REJECTIONS:
+                self.ended = f"{MOST_REJECTIONS} proposals in a row could not be trained: the space seems exhausted"
+            if self.ended:
                 return None
-            self._study.sampler = samplers.make(search.sampler, search.space, search.seed, number)
-            trial = self._study.ask()
-            choices = search.space.suggest(trial)
+            who = "random" if search.sampler != "grid" and self._idle >= STALLED else search.sampler
+            self._study.sampler = samplers.make(who, search.space, search.seed, number)
+            choices = search.space.suggest(self._study.ask())
             attributes = self._study.get_trials(deepcopy=False)[number].system_attrs
             self._ledger.append("ask", {"trial": number, "choices": choices, "attributes": attributes}, sync=False)
+            self._asked()
             if job := self._admit(number, choices):
                 return job
-        self.ended = f"the sampler proposed nothing new in {MOST_REJECTIONS} tries"
-        return None
+
+    def _asked(self) -> None:
+        """Every proposal counts as good until it is rejected, which happens before the next one."""
+        self._idle_before, self._idle = self._idle, 0
 
     def _admit(self, number: int, choices: Mapping[str, Any]) -> Job | None:
         """A job; or None, and the candidate is a rejected Record."""
@@ -191,6 +200,7 @@ class Core:
         self.records.append(record)
         values = None
         if record.status is Status.REJECTED:
+            self._idle = self._idle_before + 1
             # A duplicate teaches nothing; what is impossible or over budget is to be avoided.
             state = TrialState.FAIL if record.reason.startswith("duplicate") else TrialState.PRUNED
         else:
@@ -214,6 +224,7 @@ class Core:
                     system_attrs=event["attributes"],
                 )
             )
+            self._asked()
             untold[event["trial"]] = event["choices"]
         elif event["event"] == "tell":
             record = Record.from_dict(event["record"])

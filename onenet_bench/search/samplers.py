@@ -66,16 +66,27 @@ class GridSampler(BaseSampler):
         raise SpaceError(f"a grid decides all choices together, but {param_name!r} was asked for alone")
 
 
+class NSGAII(NSGAIISampler):
+    """Optuna's, with parents in the order of their numbers.
+
+    Optuna returns them in the order of their ranks the first time and by number from its cache afterwards, so that
+    a study rebuilt in the middle of a generation would go another way.
+    """
+
+    def select_parent(self, study: Study, generation: int) -> list[FrozenTrial]:
+        return sorted(super().select_parent(study, generation), key=lambda trial: trial.number)
+
+
 def _tpe(space: SearchSpace, seed: int, number: int) -> BaseSampler:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)
-        return TPESampler(multivariate=True, group=True, seed=_seed(seed, number), warn_independent_sampling=False)
+        return TPESampler(multivariate=True, group=True, seed=_seed(seed, number))
 
 
 SAMPLERS: dict[str, Callable[[SearchSpace, int, int], BaseSampler]] = {
     "random": lambda space, seed, number: RandomSampler(seed=_seed(seed, number)),
     "grid": lambda space, seed, number: GridSampler(space, seed),
-    "nsga2": lambda space, seed, number: NSGAIISampler(population_size=POPULATION, seed=_seed(seed, number)),
+    "nsga2": lambda space, seed, number: NSGAII(population_size=POPULATION, seed=_seed(seed, number)),
     "tpe": _tpe,
 }
 """Name -> sampler for (space, the run's seed, the trial's number)."""

@@ -437,6 +437,7 @@ REFUSALS: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "too many classes": (_noise_mask, r"at most 64 different ones, but with .*masks/2\.png"),
     "0 and 255": (_only_ignored, "hold nothing but 0 and 255, .* write objects as 1"),
+    "0 and 255, with names": (_each(_only_ignored, _write("classes.txt", "a\nb\n")), "hold nothing but 0 and 255"),
     "too few names": (
         _each(_write("classes.txt", "a\nb\n"), lambda r: _save(r / "masks/2.png", _halves(0, 7))),
         r"classes\.txt names 2 classes, but the masks hold the values 0, 1, 7",

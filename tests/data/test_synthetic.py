@@ -37,7 +37,7 @@ def test_golden_digests() -> None:
         image, mask = render(SyntheticSpec(), resolution=64, seed=0, split=split, index=index)
         found.append(hashlib.sha256(image.tobytes() + mask.tobytes()).hexdigest()[:16])
     assert synthetic.VERSION == 1
-    assert found == []
+    assert found == ["71c766ea90973866", "ee2b1211922a9b24", "89baa7a6e83d55cb", "40c3b9f84cc97c91"]
 
 
 def test_default_sizes_and_classes() -> None:
@@ -119,7 +119,7 @@ def test_vessels_are_thin_and_cross_the_image() -> None:
 
 def test_the_cross_decides_the_square_at_its_distance() -> None:
     for distance in (0.2, 0.4):
-        images, masks = _scenes(f"{CLEAN},cues=marker,marker_distance={distance}", 40)
+        images, masks = _scenes(f"{CLEAN},cues=marker,squares=1,marker_distance={distance}", 40)
         light = images.mean(1)
         ground = np.median(light, (1, 2))
         marked = (masks == 1).any((1, 2))
@@ -130,6 +130,22 @@ def test_the_cross_decides_the_square_at_its_distance() -> None:
             assert far == pytest.approx(64 * distance, abs=1)
         dark = light[~marked].min((1, 2)) < 0.4 * ground[~marked]
         assert dark.all()
+
+
+def test_every_square_is_decided_by_its_own_cross() -> None:
+    """Among two squares of one scene, the marked one is nearer to the light cross than to the dark one."""
+    images, masks = _scenes(f"{CLEAN},cues=marker", 60)
+    light = images.mean(1)
+    ground = np.median(light, (1, 2))
+    seen = 0
+    for plane, mask, level in zip(light, masks, ground, strict=True):
+        bright, dark, square = (np.argwhere(p) for p in (plane > 1.6 * level, plane < 0.4 * level, mask == 1))
+        if len(bright) and len(dark):  # one of each
+            seen += 1
+            near, far = (np.linalg.norm(cross.mean(0) - square.mean(0)) for cross in (bright, dark))
+            assert near == pytest.approx(64 * 0.2, abs=1)
+            assert far > 1.4 * near
+    assert seen > 15
 
 
 def test_objects_hide_one_another_as_often_as_asked() -> None:

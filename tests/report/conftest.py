@@ -13,7 +13,6 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from onenet_bench import zoo
 from onenet_bench.budget import Budget, excess
 from onenet_bench.costs import count
 from onenet_bench.ledger import Ledger
@@ -34,8 +33,7 @@ def net(depth: int, width: int, kernel: int, decoder: str, kind: str) -> NetSpec
         classes=len(CLASSES),
         stem=StemSpec(kind="onenet1d" if kind == "onenet1d" else "conv2d", channels=width, repeat=1),
         encoder=tuple(
-            StageSpec(kind=kind, channels=c, spatial_kernel=kernel if kind == "onenet1d" else None)
-            for c in widths[1:]
+            StageSpec(kind=kind, channels=c, spatial_kernel=kernel if kind == "onenet1d" else None) for c in widths[1:]
         ),
         decoder=tuple(StageSpec(kind=decoder, channels=c) for c in reversed(widths[:-1])),
     )
@@ -94,7 +92,7 @@ class Written:
 MakeRun = Callable[..., Written]
 
 
-@pytest.fixture()
+@pytest.fixture
 def make_run(tmp_path: Path) -> MakeRun:
     """Writes a run folder with ``trials`` candidates; see ``write_run``."""
 
@@ -145,7 +143,7 @@ def write_run(
         )  # fmt: skip
         for trial in range(trials):
             kind, decoder = [("onenet1d", "onenet1d"), ("onenet1d", "conv2d"), ("conv2d", "conv2d")][trial % 3]
-            choices = {
+            choices: dict[str, Any] = {
                 "depth": int(random.integers(2, 5)), "width": int(2 ** random.integers(2, 6)),
                 "kernel": int(random.choice([0, 5, 9])), "kind": kind, "decoder": decoder,
             }  # fmt: skip
@@ -193,9 +191,7 @@ def history(quality: float, epochs: int) -> tuple[dict[str, float], ...]:
     )  # fmt: skip
 
 
-def completed(
-    base: Record, quality: float, epochs: int, random: np.random.Generator, measured: bool
-) -> Record:
+def completed(base: Record, quality: float, epochs: int, random: np.random.Generator, measured: bool) -> Record:
     costs = base.costs
     assert costs is not None
     if measured and base.trial % 2:

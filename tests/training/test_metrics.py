@@ -147,6 +147,17 @@ def test_what_is_predicted_at_an_ignored_pixel_does_not_matter(anything: int) ->
     assert score(prediction.masked_fill(target == 255, anything), target, 3) == expected
 
 
+@pytest.mark.parametrize("ignore_index", [-100, 1])
+def test_any_value_can_be_the_ignored_one(ignore_index: int) -> None:
+    prediction, target = maps(6, 3)
+    target[target == 1] = 255
+    expected = ConfusionMatrix(3)
+    expected.update(prediction, target)
+    matrix = ConfusionMatrix(3, ignore_index)
+    matrix.update(prediction, target.where(target != 255, ignore_index))
+    assert torch.equal(matrix.matrix, expected.matrix)
+
+
 def test_without_a_valid_pixel_every_score_is_none() -> None:
     target = torch.full((1, 3, 3), 255)
     scores = score(torch.zeros_like(target), target, 2)

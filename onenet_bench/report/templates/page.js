@@ -37,9 +37,10 @@
     const style = getComputedStyle(document.documentElement);
     const colour = (name) => style.getPropertyValue(name).trim();
     return { ...layout,
+      modebar: { bgcolor: "rgba(0,0,0,0)", color: colour("--soft"), activecolor: colour("--accent") },
       font: { ...layout.font, color: colour("--ink"), family: getComputedStyle(document.body).fontFamily },
       hoverlabel: { ...layout.hoverlabel, bgcolor: colour("--panel"), bordercolor: colour("--soft"),
-        font: { ...layout.hoverlabel.font, color: colour("--ink") } } };
+        font: { ...layout.hoverlabel.font, color: colour("--ink"), family: getComputedStyle(document.body).fontFamily } } };
   }
 
   function draw(where, figure) {
@@ -69,7 +70,8 @@
       return { ...trace, customdata: chosen, text: chosen.map((t) => DATA.nets[t].hover),
         x: chosen.map((t) => DATA.nets[t].values[cost]), y: chosen.map((t) => DATA.nets[t].values[score]) };
     });
-    return { data, layout: { ...figure.layout, xaxis: DATA.axes[cost], yaxis: DATA.axes[score], uirevision: score + cost } };
+    return { data, layout: { ...figure.layout, xaxis: DATA.axes[cost], yaxis: DATA.axes[score],
+      margin: { ...figure.layout.margin, t: 26 }, showlegend: false, uirevision: score + cost } };
   }
 
   function begin(figure) {
@@ -83,7 +85,7 @@
       panel[kind] = figure.querySelector("select." + kind).value; // a reloading browser keeps what was chosen
     }
     draw(panel.where, figureOf(panel)).then(() =>
-      panel.where.on("plotly_click", (event) => open(event.points[0].customdata)));
+      panel.where.on("plotly_click", (event) => open(event.points[0].customdata, panel.where)));
   }
 
   // One net in detail ----------------------------------------------------------------------------------------
@@ -121,7 +123,7 @@
     const samples = [...document.querySelectorAll("img.sample")], truths = [...document.querySelectorAll("img.truth")];
     if (!net.predictions || !samples.length)
       return el("p", { class: "note" }, "Not shown: " + (net.without_predictions || "there are no predictions of this net") + ".");
-    return el("div", { class: "views" }, "image", "truth", "prediction",
+    return el("div", { class: "views" }, ...["image", "truth", "prediction"].map((what) => el("span", {}, what)),
       ...net.predictions.flatMap((uri, i) => [samples[i].src, truths[i].src, uri].map((src, j) =>
         el("img", { src, alt: ["image", "truth", "prediction"][j] + " " + (i + 1) }))));
   }
@@ -142,10 +144,17 @@
 
   const STATUS = { complete: "trained", stopped: "stopped early", failed: "failed" };
 
-  function open(trial) {
+  /** Change the layout by ``change`` while ``anchor`` stays where the reader sees it. */
+  function inPlace(anchor, change) {
+    const before = anchor && anchor.getBoundingClientRect().top;
+    change();
+    if (anchor) scrollBy({ top: anchor.getBoundingClientRect().top - before, behavior: "instant" });
+  }
+
+  function open(trial, from) {
     const net = DATA.nets[trial];
     if (!net) return;
-    if (details.hidden) opener = document.activeElement;
+    opener = from;
     const close = el("button", { type: "button", class: "close" }, "Close");
     close.addEventListener("click", shut);
     const place = net.status !== "complete" ? STATUS[net.status] : trial === DATA.knee ? "knee of the front"
@@ -166,8 +175,10 @@
     const before = drawn.findIndex((chart) => chart.where.matches("#details .curve"));
     if (before >= 0) Plotly.purge(drawn.splice(before, 1)[0].where);
     details.replaceChildren(...parts);
-    details.hidden = false;
-    document.body.classList.add("with-details");
+    inPlace(from, () => {
+      details.hidden = false;
+      document.body.classList.add("with-details");
+    });
     details.scrollTop = 0;
     details.focus({ preventScroll: true });
     if (net.curve.epoch.length) curves(curve, net);
@@ -176,11 +187,13 @@
   }
 
   function shut() {
-    details.hidden = true;
-    document.body.classList.remove("with-details");
+    inPlace(opener, () => {
+      details.hidden = true;
+      document.body.classList.remove("with-details");
+    });
     select(null);
     history.replaceState(null, "", location.pathname + location.search);
-    if (opener && opener.isConnected) opener.focus({ preventScroll: true });
+    if (opener) opener.focus({ preventScroll: true });
   }
 
   function select(trial) {
@@ -232,7 +245,7 @@
   document.querySelectorAll(".candidates").forEach(sortable);
   document.addEventListener("click", (event) => {
     const net = event.target.closest("button.net");
-    if (net) open(Number(net.dataset.trial));
+    if (net) open(Number(net.dataset.trial), net);
   });
   document.addEventListener("keydown", (event) => {
     if (event.key === "Escape" && !details.hidden) shut();
@@ -241,5 +254,5 @@
     drawn.forEach(({ where, figure }) => draw(where, figure)));
   window.addEventListener("beforeprint", () => panels.forEach((panel) => Plotly.Plots.resize(panel.where)));
   const linked = location.hash.match(/^#trial-(\d+)$/);
-  if (linked) open(Number(linked[1]));
+  if (linked) open(Number(linked[1]), null);
 })();

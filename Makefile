@@ -1,0 +1,38 @@
+# make sweep   install, search the default space on the default data, print where the report lies
+# make test    install, run all tests
+# Both start from a machine that has only Python >= 3.11, pip and make.
+
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+
+.PHONY: sweep test fast lint check clean
+.DEFAULT_GOAL := test
+
+# torch goes first and alone: whatever is installed after it then keeps the CPU build where that is what pip found.
+$(INSTALLED): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=…")'
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+sweep: $(INSTALLED)
+	$(BIN)/onenet-bench sweep --space depth_scale
+
+test: $(INSTALLED) lint check
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -q
+
+fast: $(INSTALLED)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -q -m 'not slow'
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+check: $(INSTALLED)
+	$(BIN)/onenet-bench check
+
+clean:
+	rm -rf .venv build dist

@@ -1,0 +1,161 @@
+"""Counting any ``nn.Module``: parameters and MACs of every submodule, by running it on tensors without memory."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from onenet_bench.budget import Counted, Layer, total
+from onenet_bench.errors import BudgetError
+
+ROOT = "(root)"
+"""The name of what belongs to no submodule."""
+
+DEVICES = (("meta", "meta"), ("cpu", "meta"), ("cpu", "cpu"))
+"""Where the module is built and where it runs: without memory if it can be, else as it would anyway."""
+
+UNCOUNTED = frozenset({
+    "_cdist_forward", "_native_multi_head_attention", "_scaled_dot_product_flash_attention_for_cpu", "_thnn_fused_gru_cell",
+    "_thnn_fused_lstm_cell", "_transformer_encoder_layer_fwd", "_trilinear", "addbmm", "addmv", "addr", "dot",
+    "mkldnn_rnn_layer", "mv", "vdot",
+})  # fmt: skip
+"""Operators of torch that multiply and add and that its FlopCounterMode passes over."""
+
+
+def count_module(target: str, shape: tuple[int, ...], args: Mapping[str, Any], folder: Path) -> Counted:
+    """Count the module that ``package.module:function`` returns, for one input of ``shape`` (without the batch).
+
+    Imports look into ``folder`` first. The module is put into evaluation mode and runs once, without gradients, on
+    a batch of one of zeros. ``costs`` holds ``parameters`` and ``macs``; the layers are submodules by their path,
+    each with what its children do not account for. Raises BudgetError where the function cannot be imported, raises,
+    returns something else, or returns a module that cannot run on the shape.
+    """
+    with _imports_from(folder), contextlib.redirect_stdout(sys.stderr):  # stdout is the report's
+        function = _import(target)
+        for built_on, run_on in DEVICES:
+            doing = "calling it"
+            try:
+                with torch.device(built_on):
+                    net = function(**args)
+                if not isinstance(net, nn.Module):
+                    raise BudgetError(f"{target} must return an nn.Module, but returned {type(net).__name__}")
+                doing = f"running its module on an input of {'x'.join(map(str, (1, *shape)))}"
+                return _count(net.to(run_on).eval(), shape, run_on)
+            except BudgetError:
+                raise
+            except (Exception, SystemExit) as error:  # noqa: BLE001  (foreign code may raise anything)
+                failure = BudgetError(f"{target} must give a module that runs, but {doing} raised {_sentence(error)}")
+                failure.__cause__ = error
+        raise failure
+
+
+@contextlib.contextmanager
+def _imports_from(folder: Path) -> Iterator[None]:
+    entry = str(folder.resolve())
+    sys.path.insert(0, entry)
+    try:
+        yield
+    finally:
+        if entry in sys.path:
+            sys.path.remove(entry)
+
+
+def _import(target: str) -> Callable[..., object]:
+    module_name, _, path = target.partition(":")
+    try:
+        found: Any = importlib.import_module(module_name)
+    except (Exception, SystemExit) as error:  # noqa: BLE001  (foreign code may raise anything)
+        raise BudgetError(
+            f"{module_name} must be importable, but importing it raised {_sentence(error)}; install it, or start from "
+            "the folder of the budgets file"
+        ) from error
+    for name in path.split("."):
+        if not hasattr(found, name):
+            raise BudgetError(f"{module_name} must hold {path}, but has no {name!r}; write package.module:function")
+        found = getattr(found, name)
+    if isinstance(found, nn.Module) or not callable(found):
+        raise BudgetError(
+            f"{target} must be a function that returns an nn.Module, but is {type(found).__name__}; "
+            "write a function around it"
+        )
+    return found  # type: ignore[no-any-return]
+
+
+def _sentence(error: BaseException) -> str:
+    """An error of foreign code on one line of bearable length."""
+    words = " ".join(str(error).split())
+    return f"{type(error).__name__}: {words[:300]}{'…' * (len(words) > 300)}" if words else type(error).__name__
+
+
+class _Operators(TorchDispatchMode):
+    """Takes down which operators ran."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: set[str] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.seen.add(func._schema.name)  # namespace::name
+        return func(*args, **(kwargs or {}))
+
+
+def _count(net: nn.Module, shape: tuple[int, ...], device: str) -> Counted:
+    paths = {id(module): path or ROOT for path, module in net.named_modules()}
+    macs = dict.fromkeys(paths.values(), 0)
+    calls: list[tuple[int, list[int]]] = []  # of every open call: FLOPs before it, FLOPs of each call inside it
+    counter, operators = FlopCounterMode(display=False), _Operators()
+
+    def enter(module: nn.Module, inputs: Any) -> None:
+        calls.append((counter.get_total_flops(), []))
+
+    def leave(module: nn.Module, inputs: Any, output: Any) -> None:
+        before, inner = calls.pop()
+        spent = counter.get_total_flops() - before
+        macs[paths[id(module)]] += (spent - sum(inner)) // 2  # two FLOPs per multiply-add
+        if calls:
+            calls[-1][1].append(spent)
+
+    dtype = next((p.dtype for p in net.parameters() if p.is_floating_point()), torch.float32)
+    with contextlib.ExitStack() as stack:
+        for module in net.modules():
+            stack.callback(module.register_forward_pre_hook(enter, prepend=True).remove)
+            stack.callback(module.register_forward_hook(leave, always_call=True).remove)
+        for context in (
+            torch.compiler.set_stance("force_eager"),  # the next three: nothing fused, so that all is seen
+            torch.backends.mkldnn.flags(enabled=False),
+            sdpa_kernel(SDPBackend.MATH),
+            torch.no_grad(),
+            torch.device(device),
+            operators,
+            counter,
+        ):
+            stack.enter_context(context)
+        image: Tensor = torch.zeros(1, *shape, dtype=dtype)  # (B = 1, *shape)
+        net(image)
+
+    layers: dict[str, Layer] = {}
+    known: set[int] = set()
+    for path, module in net.named_modules():  # after the run: lazy modules have their weights now
+        own = {id(p): p.numel() for p in module.parameters(recurse=False) if id(p) not in known}
+        known.update(own)
+        layer = Layer(sum(own.values()), macs.get(path or ROOT, 0))
+        if any(layer):
+            layers[path or ROOT] = layer
+    return Counted(costs=total(layers)._asdict(), layers=layers, uncounted=tuple(sorted(filter(_passed_over, operators.seen))))
+
+
+def _passed_over(operator: str) -> bool:
+    """Whether an operator may multiply and add without being counted: those above, Fourier transforms, linear algebra,
+    and whatever is not torch's own."""
+    namespace, _, name = operator.partition("::")
+    return namespace not in ("aten", "prim", "prims") or name in UNCOUNTED or name.startswith(("_fft_", "linalg_"))

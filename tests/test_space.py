@@ -1,0 +1,126 @@
+"""Search spaces: the packaged ones, the template, refusals."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+
+from onenet_bench import costs, space
+from onenet_bench.budget import Budget, excess
+from onenet_bench.errors import BudgetError, OnenetBenchError, SpaceError
+from onenet_bench.space import SearchSpace, compose
+
+MINIMAL: dict[str, Any] = {
+    "name": "tiny",
+    "objectives": ["miou", "parameters"],
+    "choices": {"width": [4, 8], "kind": ["conv2d", "onenet1d"]},
+    "net": {"depth": 1, "width": "$width", "encoder": "$kind"},
+}
+
+
+@pytest.mark.parametrize("name", space.names())
+def test_a_packaged_space_has_trainable_candidates_within_its_budget(name: str) -> None:
+    reached = space.load(name)
+    assert reached.name == name
+    fitting = 0
+    for choices in list(reached.enumerate())[:: max(1, reached.size // 60)]:
+        spec = reached.spec(choices, classes=8, in_channels=3)
+        if reached.task["resolution"] % spec.total_scale == 0:  # nothing else may rule a net out
+            fitting += not excess(costs.count(spec, reached.task["resolution"]), reached.budget)
+    assert fitting >= 10
+
+
+def test_the_named_spaces_are_there() -> None:
+    assert {"depth_scale", "spatial_kernel", "encoder_decoder", "hybrid"} <= set(space.names())
+
+
+def test_enumeration_is_the_product_of_all_choices() -> None:
+    tiny = SearchSpace.from_dict(MINIMAL)
+    combinations = list(tiny.enumerate())
+    assert len(combinations) == tiny.size == 4
+    assert combinations[1] == {"width": 4, "kind": "onenet1d"}
+    assert len({tiny.spec(c, classes=2, in_channels=3).digest() for c in combinations}) == 4
+
+
+def test_a_space_survives_its_own_dictionary() -> None:
+    for name in space.names():
+        assert SearchSpace.from_dict(space.load(name).to_dict()) == space.load(name)
+
+
+def test_suggestions_are_options_and_reach_all_of_them() -> None:
+    tiny = SearchSpace.from_dict(MINIMAL)
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    seen = {tuple(tiny.suggest(study.ask()).values()) for _ in range(50)}
+    assert seen == {(4, "conv2d"), (4, "onenet1d"), (8, "conv2d"), (8, "onenet1d")}
+
+
+def test_levels_speak_level_one_first_and_may_be_longer_than_the_net() -> None:
+    spec = compose(
+        classes=2, depth=2, width=4, encoder=["conv2d", "onenet1d", "separable2d"],
+        decoder=["separable2d", "onenet1d", "conv2d"], scale=[4, 2, 3], spatial_kernel=[0, 9, 0],
+        skips=[True, False, True],
+    )  # fmt: skip
+    assert [s.kind for s in spec.encoder] == ["conv2d", "onenet1d"]
+    assert [s.scale for s in spec.encoder] == [4, 2]
+    assert [s.kind for s in spec.decoder] == ["onenet1d", "separable2d"]  # deepest first
+    assert [s.kernel for s in spec.decoder] == [9, 3]
+    assert [s.skip for s in spec.decoder] == [False, False]  # said so; and none at the top
+    assert spec.stem.kind == "conv2d"
+
+
+REFUSED = {
+    "choice unused": ({"net": {"depth": 1, "width": "$width"}}, "'kind' of tiny is not both"),
+    "choice missing": ({"net": {**MINIMAL["net"], "scale": "$s"}}, "'s' of tiny is not both"),
+    "twice": ({"choices": {**MINIMAL["choices"], "width": [4, 4]}}, r"'width' of tiny has \[4, 4\]"),
+    "no list": ({"choices": {**MINIMAL["choices"], "width": 4}}, "a list of options, but 'width' is 4"),
+    "argument": ({"net": {**MINIMAL["net"], "deph": 2}}, r"argument in \[net\] 'deph'; known: .*depth"),
+    "task field": ({"task": {"size": 3}}, r"field in \[task\] 'size'; known: resolution"),
+    "recipe field": ({"recipe": {"epoch": 3}}, r"field in \[recipe\] 'epoch'; known: .*epochs"),
+    "recipe value": ({"recipe": {"epochs": 0}}, "at least one epoch or step"),
+    "field": ({"choice": {}}, "field of a space 'choice'; known: "),
+    "objectives": ({"objectives": ["miou"]}, "at least one score and one cost"),
+    "no objectives": ({"objectives": []}, "needs 'objectives', but tiny has none"),
+    "budget": ({"budget": ["parameters < 5"]}, "COST <= NUMBER"),
+    "budget's cost": ({"budget": ["weight <= 5"]}, "unknown cost 'weight'; known: .*macs"),
+    "table": ({"net": 3}, r"\[net\] of a space is a table, but got 3"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_spaces_that_cannot_be_are_refused_in_a_sentence(case: str) -> None:
+    change, sentence = REFUSED[case]
+    with pytest.raises(OnenetBenchError, match=sentence):
+        SearchSpace.from_dict({**MINIMAL, **change})
+
+
+def test_spaces_are_found_by_name_or_file(tmp_path: Path) -> None:
+    with pytest.raises(SpaceError, match=r"unknown space 'depth_scales'; known: depth_scale.*ending in \.toml"):
+        space.load("depth_scales")
+    with pytest.raises(SpaceError, match="readable TOML file"):
+        space.load(str(tmp_path / "none.toml"))
+    copy = tmp_path / "mine.toml"
+    copy.write_text((space.folder() / "hybrid.toml").read_text())
+    assert space.load(str(copy)) == space.load("hybrid")
+
+
+@pytest.mark.parametrize(
+    ("text", "limit"),
+    [("macs <= 20M", 20e6), ("macs<=1.5e3", 1500), ("parameters <= 2_000", 2000), ("macs <= 3k", 3000)],
+)
+def test_budgets_read_as_people_write_them(text: str, limit: float) -> None:
+    assert Budget.parse(text).limit == limit
+
+
+@pytest.mark.parametrize("text", ["macs", "macs <= ", "macs <= lots", "macs >= 3", "<= 3", "macs <= 3 pounds"])
+def test_other_budgets_are_refused(text: str) -> None:
+    with pytest.raises(BudgetError, match="COST <= NUMBER"):
+        Budget.parse(text)
+
+
+def test_an_excess_names_cost_value_and_limit() -> None:
+    counted = costs.count(compose(classes=2, depth=1, width=4), 16)
+    assert excess(counted, [Budget.parse("parameters <= 1")]) == f"parameters is {counted.parameters:,}, over 1"
+    assert excess(counted, [Budget.parse("parameters <= 1M"), Budget.parse("latency_ms <= 0")]) == ""
