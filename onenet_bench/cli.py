@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import sys
 from dataclasses import replace
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from onenet_bench.errors import OnenetBenchError, RecipeError
+from onenet_bench.errors import OnenetBenchError, RecipeError, known
 
 if TYPE_CHECKING:
     from onenet_bench.recipe import Recipe
@@ -55,7 +56,7 @@ def main() -> None:
 def sweep(
     space: Annotated[str, typer.Option(help="A search space by name, or the path of its TOML file.")] = "depth_scale",
     data: Data = "synthetic",
-    trials: Annotated[int | None, typer.Option(help="Candidates to train (20 where nothing is said).")] = None,
+    trials: Annotated[int | None, typer.Option(min=1, help="Candidates to train (20 where nothing is said).")] = None,
     sampler: Annotated[str, typer.Option(help="Who proposes candidates: random, grid, nsga2 or tpe.")] = "tpe",
     objectives: Annotated[str | None, typer.Option(help="Scores and costs, e.g. miou,parameters.")] = None,
     budget: Annotated[list[str] | None, typer.Option(help="A ceiling, e.g. 'macs <= 20M'; may be repeated.")] = None,
@@ -83,6 +84,7 @@ def sweep(
     from onenet_bench.search.core import Search
     from onenet_bench.search.local import plan_workers
 
+    _check_device(device)
     workers, threads = plan_workers(workers, threads)
     if resume is not None:
         run = sweeps.find(resume, RUNS)
@@ -109,11 +111,12 @@ def sweep(
     page = write_report(run, REPORTS / f"{run.resolve().name}.html")
     if json_:
         _print_json({"run": str(run), "report": str(page), "ended": core.ended, "front": front_rows(run)})
-        return
-    _print(front_table(run))
-    print(f"\nended: {core.ended}\nrun:    {run}\nreport: {page}")
+    else:
+        _print(front_table(run))
+        print(f"\nended:  {core.ended}\nrun:    {run}\nreport: {page}")
     if core.ended == "interrupted":
-        print(f"go on with: onenet-bench sweep --resume {run}")
+        print(f"go on with: onenet-bench sweep --resume {run}", file=sys.stderr)
+        raise typer.Exit(130)
 
 
 @app.command()
@@ -194,6 +197,26 @@ def profile(
 
 
 @app.command()
+def check(
+    budgets: Annotated[Path, typer.Argument(help="The file that names nets and limits.")] = Path("budgets.toml"),
+    update: Annotated[bool, typer.Option("--update", help="Write the lock anew and show the difference.")] = False,
+    form: Annotated[str, typer.Option("--format", help="table, markdown, junit or json.")] = "table",
+    out: Annotated[Path | None, typer.Option(help="Write to this file instead.")] = None,
+) -> None:
+    """Hold nets to their locked costs and their ceilings; exit code 1 where one is broken."""
+    from onenet_bench import checking
+
+    shown = checking.renderer(form)
+    facts = checking.check(budgets, update=update)
+    if out is None:
+        print(shown(facts))
+    else:
+        checking.write(out, shown(facts))
+        print(checking.summary(facts))
+    raise typer.Exit(0 if facts.passed else 1)
+
+
+@app.command()
 def spaces(json_: Json = False) -> None:
     """List the search spaces that come with the package."""
     from rich.table import Table
@@ -239,6 +262,7 @@ def train(
     from onenet_bench.recipe import Recipe
     from onenet_bench.record import Status, usable_cores
 
+    _check_device(device)
     recipe = _recipe(Recipe(), epochs, steps, batch, learning_rate, precision, seed)
     task = data_sets.open_task(_absolute(data), resolution=resolution, seed=seed)
     spec = replace(zoo.read(net), classes=task.classes, in_channels=task.in_channels)
@@ -280,6 +304,19 @@ def _recipe(
     said: dict[str, Any] = {"epochs": epochs, "steps": 0 if epochs is not None else steps, "batch": batch,
             "learning_rate": learning_rate, "precision": precision}  # fmt: skip
     return replace(base, seed=seed, **{name: value for name, value in said.items() if value is not None})
+
+
+def _check_device(device: str) -> None:
+    """Raise RecipeError unless nets can be trained on ``device``. Loads torch only where it is not the CPU."""
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", device):
+        raise RecipeError(known("device", device, ["cpu", "cuda", "cuda:N"]))
+    if device != "cpu":
+        import torch
+
+        if (torch.device(device).index or 0) >= torch.cuda.device_count():
+            raise RecipeError(
+                f"{device} must be there, but torch finds {torch.cuda.device_count()} GPUs; use --device cpu"
+            )
 
 
 def _absolute(data: str) -> str:

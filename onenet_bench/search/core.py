@@ -64,6 +64,9 @@ class Search:
     seed: int
     trials: int
 
+    def __post_init__(self) -> None:
+        samplers.check(self.sampler)
+
     def to_dict(self) -> dict[str, Any]:
         """As JSON-ready values."""
         return {
@@ -96,7 +99,6 @@ class Core:
     """One search in progress. ``events`` are those already in the ledger (all of them, from the first on)."""
 
     def __init__(self, ledger: Ledger, events: Iterable[Mapping[str, Any]], search: Search) -> None:
-        samplers.check(search.sampler)
         self.search = search
         self.ended = ""
         self.records: list[Record] = []

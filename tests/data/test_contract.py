@@ -89,6 +89,12 @@ def test_fewer_images_are_the_first_of_more(task: Task) -> None:
     assert len(fewer.test) == 0
 
 
+def test_one_set_at_two_resolutions(task: Task) -> None:
+    data.load(task)
+    assert data.load(data.open_task(task.data, resolution=48, seed=3, **SIZES)).train.masks.shape == (5, 48, 48)
+    assert data.load(task).train.masks.shape == (5, 32, 32)
+
+
 def test_the_seed_decides(task: Task) -> None:
     other = data.load(data.open_task(task.data, resolution=32, seed=4, **SIZES))
     assert not np.array_equal(other.train.images, data.load(task).train.images)

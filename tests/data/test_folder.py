@@ -229,8 +229,10 @@ def test_seeded_split(tmp_path: Path) -> None:
 
 
 def test_small_folders_have_an_image_in_each_split(root: Path) -> None:
+    for part in ("images", "masks"):
+        (root / part / "3.png").unlink()
     task = _open(root)
-    assert (task.train, task.validation, task.test) == (2, 1, 1)
+    assert (task.train, task.validation, task.test) == (1, 1, 1)
 
 
 def test_split_json(root: Path) -> None:
@@ -310,8 +312,14 @@ def test_nothing_is_decoded_twice(root: Path, monkeypatch: pytest.MonkeyPatch) -
 # -- refusals --------------------------------------------------------------------------------------------------------
 
 
-def _truncate(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[:-40])
+def _truncate(root: Path, name: str, suffix: str = ".png") -> None:
+    """Cuts the file of a larger stem 2 in the middle of its pixels."""
+    noise = np.random.RandomState(0).randint(0, 2, (64, 64), np.uint8)
+    for part in ("images", "masks"):
+        _save(root / part / "2.png", noise)
+    (root / name).unlink()
+    path = _save(root / Path(name).with_suffix(suffix), noise)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size * 3 // 4])
 
 
 def _two_pages(path: Path) -> None:
@@ -373,8 +381,10 @@ REFUSALS: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda r: _save(r / "masks/2.png", _gray(0, 8, 9)),
         r"images/2\.png is 8 x 8 and .*masks/2\.png is 9 x 8",
     ),
-    "truncated image": (lambda r: _truncate(r / "images/2.png"), r"images/2\.png cannot be read"),
-    "truncated mask": (lambda r: _truncate(r / "masks/2.png"), r"masks/2\.png cannot be read"),
+    "truncated image": (lambda r: _truncate(r, "images/2.png"), r"images/2\.png cannot be read"),
+    "truncated photo": (lambda r: _truncate(r, "images/2.png", ".jpg"), r"images/2\.jpg cannot be read"),
+    "truncated mask": (lambda r: _truncate(r, "masks/2.png"), r"masks/2\.png cannot be read"),
+    "truncated npy": (lambda r: _truncate(r, "masks/2.png", ".npy"), r"masks/2\.npy cannot be read"),
     "no image at all": (_write("images/2.png", "hello"), r"images/2\.png cannot be read"),
     "empty file": (_write("masks/2.png", ""), r"masks/2\.png cannot be read"),
     "enormous": (lambda r: _claim_a_billion_pixels(r / "images/2.png"), r"images/2\.png cannot be read .*bomb"),

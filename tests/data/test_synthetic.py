@@ -66,7 +66,8 @@ def test_the_two_textures_have_one_mean_and_directions_a_quarter_turn_apart() ->
     light = images.mean(1) / images.mean((1, 2, 3))[:, None, None]  # (N, H, W); the lens's gain divided away
     down, right = np.gradient(light, axis=1) ** 2, np.gradient(light, axis=2) ** 2
     level, upright = masks == 1, masks == 2
-    assert abs(light[level].mean() - light[upright].mean()) < 0.02
+    assert light[level].mean() == pytest.approx(light[upright].mean(), abs=0.02)
+    assert light[level].mean() == pytest.approx(light[masks == 0].mean(), abs=0.02)
     assert down[level].mean() > 5 * right[level].mean()
     assert right[upright].mean() > 5 * down[upright].mean()
 
@@ -115,6 +116,16 @@ def test_vessels_are_thin_and_cross_the_image() -> None:
     assert vessel.any((1, 2)).all()
     assert block.mean() < 0.002  # no place for a square of 4 x 4 pixels but in bends
     assert (vessel.any(1).sum(1) > 40).mean() + (vessel.any(2).sum(1) > 40).mean() >= 1
+
+
+def test_vessels_stay_whole_at_half_the_resolution() -> None:
+    _, masks = _scenes("cues=vessel,vessels=1", 40, resolution=32)
+
+    def gaps(vessel: NDArray[np.bool_]) -> int:
+        rows = np.flatnonzero(vessel.any(1))
+        return int(rows[-1] - rows[0] + 1 - len(rows))
+
+    assert sum(min(gaps(mask == 1), gaps(mask.T == 1)) for mask in masks) == 0
 
 
 def test_the_cross_decides_the_square_at_its_distance() -> None:

@@ -1,0 +1,135 @@
+"""The command line as its users meet it: a process, its output, its exit code."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from onenet_bench import costs, ledger, zoo
+
+COMMAND = [sys.executable, "-m", "onenet_bench.cli"]
+QUICK = ["--resolution", "32", "--epochs", "1", "--space", "encoder_decoder", "--sampler", "random"]
+
+
+def call(*words: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([*COMMAND, *words], cwd=cwd, capture_output=True, text=True, check=False)
+
+
+def answer(*words: str, cwd: Path | None = None) -> Any:
+    done = call(*words, "--json", cwd=cwd)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def test_profile_prints_what_is_counted() -> None:
+    said = answer("profile", "onenet_e_4")
+    assert said["costs"] == costs.count(zoo.get("onenet_e_4"), 256).to_dict()
+    table = call("profile", "onenet_e_4", "--layers").stdout
+    assert "16,388,216" in table
+    assert re.search(r"decoder\.3\.head \(never runs\) +9,220", table)
+
+
+def test_spaces_are_listed_with_their_size() -> None:
+    assert {"hybrid": 10368, "spatial_kernel": 150}.items() <= {s["name"]: s["size"] for s in answer("spaces")}.items()
+
+
+WRONG = {
+    "unknown net": (["profile", "unet_9"], "unknown net 'unet_9'; known: "),
+    "no such file": (["profile", "none.toml"], "must be readable TOML, but none.toml is not"),
+    "resolution": (["profile", "unet_4", "--resolution", "100"], "multiple of 16.*but got 100; use 96 or 112"),
+    "unknown space": (["sweep", "--space", "depth"], "unknown space 'depth'; known: depth_scale"),
+    "unknown data": (["sweep", "--data", "imagenet"], "unknown data kind 'imagenet'; known: folder, synthetic"),
+    "no such folder": (["sweep", "--data", "folder:nowhere"], "nowhere"),
+    "sampler": (["sweep", "--sampler", "gp"], "unknown sampler 'gp'; known: grid, nsga2, random, tpe"),
+    "objectives": (["sweep", "--objectives", "miou"], "at least one score and one cost"),
+    "budget": (["sweep", "--budget", "small"], "a budget reads COST <= NUMBER"),
+    "epochs": (["sweep", "--epochs", "0"], "at least one epoch or step, but got epochs=0"),
+    "both lengths": (["train", "unet_4", "--epochs", "1", "--steps", "2"], "got both: 1 and 2"),
+    "trials": (["sweep", "--trials", "0"], "greater than or equal to 1"),
+    "device": (["sweep", "--device", "tpu"], "unknown device 'tpu'; known: cpu, cuda"),
+    "no gpu": (["sweep", "--device", "cuda:97"], "cuda:97 must be there, but torch finds \\d+ GPUs; use --device cpu"),
+    "no run": (["report", "latest"], "there is no run in results/runs yet"),
+    "unknown run": (["front", "nothing"], "'nothing' is none; runs in results/runs: none yet"),
+    "resume nothing": (["sweep", "--resume", "nothing"], "a run is named by its folder"),
+    "precision": (["train", "unet_4", "--precision", "int4"], "unknown precision 'int4'; known: bf16, float32"),
+    "train resolution": (["train", "unet_4", "--resolution", "40"], "multiple of 16.*but got 40"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_wrong_input_is_one_sentence_and_exit_code_2(case: str, tmp_path: Path) -> None:
+    words, sentence = WRONG[case]
+    done = call(*words, cwd=tmp_path)
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert re.search(sentence, done.stderr), done.stderr
+    assert "Traceback" not in done.stderr
+    assert not list(tmp_path.iterdir()), "nothing is left behind"
+
+
+def test_a_run_is_not_overwritten_and_an_unwritable_folder_is_named(tmp_path: Path) -> None:
+    words = ["sweep", *QUICK, "--trials", "1", "--out", "run"]
+    assert call(*words, cwd=tmp_path).returncode == 0
+    before = (tmp_path / "run" / ledger.FILE).read_bytes()
+    done = call(*words, cwd=tmp_path)
+    assert done.returncode == 2
+    assert "run already holds a run; use --resume run" in done.stderr
+    assert (tmp_path / "run" / ledger.FILE).read_bytes() == before
+    done = call(*words[:-1], "/proc/run", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "must be writable, but /proc/run" in done.stderr
+
+
+def test_ctrl_c_ends_with_a_report_and_resume_goes_on(tmp_path: Path) -> None:
+    words = [*COMMAND, "sweep", *QUICK, "--trials", "50", "--out", "run"]
+    with subprocess.Popen(
+        words, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as sweep:
+        assert sweep.stderr is not None
+        while "complete" not in (line := sweep.stderr.readline()):
+            assert line, "the sweep ended by itself"
+        os.killpg(sweep.pid, signal.SIGINT)  # as a terminal does: the whole group gets it
+        out, err = sweep.communicate(timeout=60)
+    assert sweep.returncode == 130, err
+    assert "Traceback" not in err
+    assert "ended:  interrupted" in out
+    assert "go on with: onenet-bench sweep --resume run" in err
+    assert (tmp_path / "reports" / "run.html").stat().st_size > 1_000_000
+    time.sleep(0.5)
+    assert not processes_in(tmp_path), "no worker is left"
+    done = sum(r.status == "complete" for r in ledger.records(ledger.read(tmp_path / "run")))
+    said = answer("sweep", "--resume", "run", "--trials", str(done + 1), cwd=tmp_path)
+    assert said["ended"] == f"{done + 1} candidates were trained"
+    assert said["front"] == answer("front", "run", cwd=tmp_path)
+
+
+def processes_in(folder: Path) -> list[str]:
+    """Processes whose working folder is ``folder``."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            if (process / "cwd").resolve() == folder.resolve():
+                found.append(process.name)
+        except OSError:
+            continue  # gone, or another user's
+    return found
+
+
+def test_train_leaves_weights_and_a_record(tmp_path: Path) -> None:
+    (tmp_path / "net.toml").write_text(
+        'classes = 2\nstem = {channels = 4, repeat = 1}\nencoder = [{channels = 8}]\n'
+        'decoder = [{kind = "conv2d", channels = 4, skip = false}]\n'
+    )  # fmt: skip
+    said = answer("train", "net.toml", "--resolution", "32", "--steps", "2", "--out", "mine", cwd=tmp_path)
+    assert said["record"]["status"] == "complete"
+    assert said["record"]["spec"]["classes"] == 8  # the data's, not the file's
+    assert (tmp_path / "mine" / said["record"]["artifacts"]["weights"]).exists()
+    assert json.loads((tmp_path / "mine" / "record.json").read_text()) == said["record"]
