@@ -9,6 +9,7 @@ changed or a count.
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import tomllib
@@ -37,6 +38,8 @@ class Budget:
     def __post_init__(self) -> None:
         if self.cost not in COSTS:
             raise BudgetError(known("cost", self.cost, COSTS))
+        if not math.isfinite(self.limit):
+            raise BudgetError(f"a ceiling is a finite number, but that on {self.cost} is {self.limit}; lower it")
 
     @classmethod
     def parse(cls, text: str) -> Budget:
@@ -229,12 +232,14 @@ def read_lock(path: Path) -> dict[str, dict[str, Layer]]:
             if sums != said:
                 raise ValueError(f"{title} says {tuple(said)}, and its layers add up to {tuple(sums)}")
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise BudgetError(f"a lock is written by onenet-bench alone, but {path} was damaged ({error}); {_ANEW}") from error
+        raise BudgetError(
+            f"a lock is written by onenet-bench alone, but {path} was damaged ({error}); {_ANEW}"
+        ) from error
     return nets
 
 
 def _count(number: Any) -> int:
-    if not isinstance(number, int) or isinstance(number, bool) or number < 0:
+    if not isinstance(number, int) or isinstance(number, bool):
         raise ValueError(f"{number!r} is no count")
     return number
 
@@ -334,8 +339,8 @@ def from_to(before: float, after: float) -> str:
 
 
 def number(value: float) -> str:
-    """A count in full, any other number to six digits."""
-    return f"{value:,}" if isinstance(value, int) else f"{value:,.6g}"
+    """A whole number in full, any other to nine digits."""
+    return f"{int(value):,}" if isinstance(value, int) or value.is_integer() else f"{value:,.9g}"
 
 
 def compare(
@@ -380,6 +385,4 @@ def _against_lock(
         changes.sort(key=lambda change: change.difference, reverse=value >= limit)
         same = Verdict.MOVED if changes else Verdict.OK
         verdict = Verdict.HEAVIER if value > limit else Verdict.LIGHTER if value < limit else same
-    return Finding(
-        net=title, cost=cost, exact=True, limit=limit, value=value, verdict=verdict, changes=tuple(changes)
-    )
+    return Finding(net=title, cost=cost, exact=True, limit=limit, value=value, verdict=verdict, changes=tuple(changes))

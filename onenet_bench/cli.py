@@ -150,9 +150,10 @@ def profile(
     net: Net,
     resolution: Annotated[int, typer.Option(help="Side of the square input in pixels.")] = 256,
     layers: Annotated[bool, typer.Option("--layers", help="Every layer, not only every level.")] = False,
+    verify: Annotated[bool, typer.Option("--verify", help="Ask other counters too and name each difference.")] = False,
     json_: Json = False,
 ) -> None:
-    """Count what a net costs, exactly and without building it."""
+    """Count what a net costs, exactly and without building it; exit code 1 where --verify leaves one unexplained."""
     from rich.table import Table
 
     from onenet_bench import costs, zoo
@@ -162,13 +163,20 @@ def profile(
     spec = zoo.read(net)
     lowered = plan(spec, (spec.in_channels, resolution, resolution))
     counted = costs.count_plan(lowered)
+    verification = None
+    if verify:
+        from onenet_bench.measure import counters
+
+        verification = counters.verify(spec, resolution)
+    agrees = verification is None or verification.agrees
     if json_:
         _print_json(
             {"net": net, "digest": spec.digest(), "resolution": resolution, "costs": counted.to_dict(),
              "levels": costs.by_level(lowered), "spec": spec.to_dict(),
-             **({"layers": [row._asdict() for row in lowered.rows]} if layers else {})}
+             **({"layers": [row._asdict() for row in lowered.rows]} if layers else {}),
+             **({"verification": verification.to_dict()} if verification else {})}
         )  # fmt: skip
-        return
+        raise typer.Exit(0 if agrees else 1)
     table = Table(title=f"{net}: {spec.label()}, one {spec.in_channels}x{resolution}x{resolution} image",
                   title_justify="left", box=None, padding=(0, 2))  # fmt: skip
     for heading in ("cost", "", "what is counted"):
@@ -186,7 +194,7 @@ def profile(
         parts.add_column(heading, justify="right")
     if layers:
         for row in lowered.rows:
-            size = f"{costs.BYTES * row.elements:,}"
+            size = f"{4 * row.elements:,}"
             parts.add_row(
                 row.name if row.runs else f"{row.name} (never runs)", f"{row.parameters:,}", f"{row.macs:,}", size
             )
@@ -194,6 +202,9 @@ def profile(
         for level, sums in costs.by_level(lowered).items():
             parts.add_row(level, *(f"{sums[heading]:,}" for heading in headings))
     _print(parts)
+    if verification:
+        _print(counters.verification_table(verification))
+    raise typer.Exit(0 if agrees else 1)
 
 
 @app.command()

@@ -6,29 +6,25 @@ Units and conventions of every number stand in ``onenet_bench.record.COSTS``. In
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
-from onenet_bench.plan import Plan, Row, plan
+from onenet_bench.memory import BYTES, IN_PLACE, peak_elements, training_peak_bytes
+from onenet_bench.plan import Plan, plan
 from onenet_bench.record import Costs
 from onenet_bench.spec import NetSpec
 
-BYTES = 4
-"""Bytes of a float32 number."""
 
-IN_PLACE = frozenset({"relu", "add"})
-"""Rows that write their output over their first input."""
-
-
-def count(spec: NetSpec, resolution: int | tuple[int, int]) -> Costs:
+def count(
+    spec: NetSpec, resolution: int | tuple[int, int], *, batch: int | None = None, precision: str = "float32"
+) -> Costs:
     """The costs of ``spec`` for one image of ``resolution`` pixels (side of a square, or height and width).
 
-    Raises SpecError where the resolution does not fit the net.
+    ``peak_training_mib`` is counted where a ``batch`` is said. Raises SpecError where the resolution does not fit
+    the net.
     """
     height, width = (resolution, resolution) if isinstance(resolution, int) else resolution
-    return count_plan(plan(spec, (spec.in_channels, height, width)))
+    return count_plan(plan(spec, (spec.in_channels, height, width)), batch=batch, precision=precision)
 
 
-def count_plan(lowered: Plan) -> Costs:
+def count_plan(lowered: Plan, *, batch: int | None = None, precision: str = "float32") -> Costs:
     """The costs of a net that is lowered already."""
     parameters = used = macs = elements = mult_adds = weighted = 0
     for row in lowered.rows:
@@ -54,44 +50,10 @@ def count_plan(lowered: Plan) -> Costs:
         macs=macs,
         activation_bytes=BYTES * elements,
         peak_inference_mib=BYTES * peak_elements(lowered) / 2**20,
+        peak_training_mib=None if batch is None else training_peak_bytes(lowered, batch, precision) / 2**20,
         paper_flops=2 * mult_adds,
         paper_memory_mb=2 * BYTES * weighted / 1e6,
     )
-
-
-def peak_elements(lowered: Plan) -> int:
-    """The largest number of elements that live at one moment of an inference, the image included, weights not.
-
-    A tensor lives from the row that makes it to the last row that reads it, which is the first one met going back.
-    """
-    rows = lowered.rows
-    c, h, w = lowered.shape
-    wanted = {-1, lowered.output}  # whose outputs are read later; the image's and the logits' by the caller
-    live = peak = c * h * w + rows[lowered.output].elements
-    for row in reversed(rows):
-        if not row.runs:
-            continue
-        op, inputs = row.op, row.inputs
-        in_place = op in IN_PLACE and inputs[0] >= 0
-        if in_place:
-            wanted.add(inputs[0])  # whose memory is the output's, which lives already
-        for source in inputs:
-            if source not in wanted:
-                wanted.add(source)
-                made = rows[source]
-                live += made.c_out * made.h_out * made.w_out
-        needed = live + SCRATCH[op](row) if op in SCRATCH else live
-        if needed > peak:
-            peak = needed
-        if not in_place:
-            live -= row.c_out * row.h_out * row.w_out
-    return peak
-
-
-SCRATCH: dict[str, Callable[[Row], int]] = {
-    "spatial": lambda row: row.elements + row.kernel - 1,  # the padded copy of its input
-}
-"""Elements that a row needs beside its input and output while it runs, where it does."""
 
 
 def by_level(lowered: Plan) -> dict[str, dict[str, int]]:

@@ -36,7 +36,7 @@ def evaluate(
     a dict of epoch, step, loss, seconds and the scores of that moment.
     """
     began = time.perf_counter()
-    counted = costs.count(spec, task.resolution)
+    counted = costs.count(spec, task.resolution, batch=recipe.batch, precision=recipe.precision)
     splits = data.load(task)
     record = Record(
         trial=trial, spec=spec, choices=dict(choices or {}), task=task, recipe=recipe, machine=machine(device),

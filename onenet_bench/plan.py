@@ -69,6 +69,15 @@ class Plan:
     output: int
 
 
+BAND = 16
+"""Channels of a spatial convolution's banded form: the vector width that CPU convolution kernels pad to anyway."""
+
+
+def is_banded(kernel: int, length: int) -> bool:
+    """Whether a spatial convolution over ``length`` numbers can run in its banded form on a CPU."""
+    return length % BAND == 0 and length >= 2 * BAND and kernel // 2 <= BAND
+
+
 def check_resolution(spec: NetSpec, height: int, width: int) -> None:
     """Raise SpecError unless every level divides the resolution without remainder."""
     step = spec.total_scale

@@ -46,6 +46,9 @@ COSTS: dict[str, Column] = {
         "Peak inference memory", "MiB", "largest sum of live tensors inferring one float32 image, without weights",
         "min",
     ),
+    "peak_training_mib": Column(
+        "Peak training memory", "MiB", "most that lives in a step with AdamW on the recipe's batch, weights too", "min"
+    ),
     "paper_flops": Column(
         "FLOPs, paper's convention", "",
         "2 x torchinfo's mult-adds: with biases and norms, transposed convolutions counted too high", "min",
@@ -82,6 +85,7 @@ class Costs:
     peak_inference_mib: float
     paper_flops: int
     paper_memory_mb: float
+    peak_training_mib: float | None = None
     latency_ms: float | None = None
     uncounted: tuple[str, ...] = ()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 from onenet_bench.budget import Counted, Layer, total
 from onenet_bench.errors import BudgetError
@@ -25,9 +26,9 @@ DEVICES = (("meta", "meta"), ("cpu", "meta"), ("cpu", "cpu"))
 """Where the module is built and where it runs: without memory if it can be, else as it would anyway."""
 
 UNCOUNTED = frozenset({
-    "_cdist_forward", "_native_multi_head_attention", "_scaled_dot_product_flash_attention_for_cpu", "_thnn_fused_gru_cell",
-    "_thnn_fused_lstm_cell", "_transformer_encoder_layer_fwd", "_trilinear", "addbmm", "addmv", "addr", "dot",
-    "mkldnn_rnn_layer", "mv", "vdot",
+    "_cdist_forward", "_native_multi_head_attention", "_scaled_dot_product_flash_attention_for_cpu",
+    "_thnn_fused_gru_cell", "_thnn_fused_lstm_cell", "_transformer_encoder_layer_fwd", "_trilinear", "addbmm", "addmv",
+    "addr", "dot", "mkldnn_rnn_layer", "mv", "vdot",
 })  # fmt: skip
 """Operators of torch that multiply and add and that its FlopCounterMode passes over."""
 
@@ -74,10 +75,10 @@ def _import(target: str) -> Callable[..., object]:
     module_name, _, path = target.partition(":")
     try:
         found: Any = importlib.import_module(module_name)
-    except (Exception, SystemExit) as error:  # noqa: BLE001  (foreign code may raise anything)
+    except (Exception, SystemExit) as error:
         raise BudgetError(
-            f"{module_name} must be importable, but importing it raised {_sentence(error)}; install it, or start from "
-            "the folder of the budgets file"
+            f"{module_name} must be importable, but importing it raised {_sentence(error)}; install it, or "
+            "put it beside the budgets file"
         ) from error
     for name in path.split("."):
         if not hasattr(found, name):
@@ -97,23 +98,39 @@ def _sentence(error: BaseException) -> str:
     return f"{type(error).__name__}: {words[:300]}{'…' * (len(words) > 300)}" if words else type(error).__name__
 
 
-class _Operators(TorchDispatchMode):
-    """Takes down which operators ran."""
+class _Uncounted(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Takes down the operators that ran and that may multiply and add without being counted: those above, Fourier
+    transforms, linear algebra, and whatever is not torch's own and has no formula registered."""
+
+    supports_higher_order_operators = True
 
     def __init__(self) -> None:
-        super().__init__()
-        self.seen: set[str] = set()
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.names: set[str] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.seen.add(func._schema.name)  # namespace::name
+        if getattr(func, "overloadpacket", func) not in flop_registry:
+            namespace, _, name = func.name().split(".")[0].rpartition("::")
+            passed_over = name in UNCOUNTED or name.startswith(("_fft_", "linalg_"))
+            if namespace not in ("aten", "prim", "prims") or passed_over:
+                self.names.add(f"{namespace}::{name}".removeprefix("::"))
         return func(*args, **(kwargs or {}))
+
+
+@contextlib.contextmanager
+def _unfused() -> Iterator[None]:
+    """Nothing fused, so that the counter sees every product. (Under a dispatch mode torch compiles nothing.)"""
+    with warnings.catch_warnings(), sdpa_kernel(SDPBackend.MATH):
+        warnings.filterwarnings("ignore", message="TF32 acceleration")  # torch's, whenever the next flag is set
+        with torch.backends.mkldnn.flags(enabled=False):
+            yield
 
 
 def _count(net: nn.Module, shape: tuple[int, ...], device: str) -> Counted:
     paths = {id(module): path or ROOT for path, module in net.named_modules()}
     macs = dict.fromkeys(paths.values(), 0)
     calls: list[tuple[int, list[int]]] = []  # of every open call: FLOPs before it, FLOPs of each call inside it
-    counter, operators = FlopCounterMode(display=False), _Operators()
+    counter, uncounted = FlopCounterMode(display=False), _Uncounted()
 
     def enter(module: nn.Module, inputs: Any) -> None:
         calls.append((counter.get_total_flops(), []))
@@ -130,16 +147,8 @@ def _count(net: nn.Module, shape: tuple[int, ...], device: str) -> Counted:
         for module in net.modules():
             stack.callback(module.register_forward_pre_hook(enter, prepend=True).remove)
             stack.callback(module.register_forward_hook(leave, always_call=True).remove)
-        for context in (
-            torch.compiler.set_stance("force_eager"),  # the next three: nothing fused, so that all is seen
-            torch.backends.mkldnn.flags(enabled=False),
-            sdpa_kernel(SDPBackend.MATH),
-            torch.no_grad(),
-            torch.device(device),
-            operators,
-            counter,
-        ):
-            stack.enter_context(context)
+        for context in (_unfused(), torch.no_grad(), torch.device(device), uncounted, counter):
+            stack.enter_context(context)  # the counter innermost: it takes compound operators apart
         image: Tensor = torch.zeros(1, *shape, dtype=dtype)  # (B = 1, *shape)
         net(image)
 
@@ -151,11 +160,4 @@ def _count(net: nn.Module, shape: tuple[int, ...], device: str) -> Counted:
         layer = Layer(sum(own.values()), macs.get(path or ROOT, 0))
         if any(layer):
             layers[path or ROOT] = layer
-    return Counted(costs=total(layers)._asdict(), layers=layers, uncounted=tuple(sorted(filter(_passed_over, operators.seen))))
-
-
-def _passed_over(operator: str) -> bool:
-    """Whether an operator may multiply and add without being counted: those above, Fourier transforms, linear algebra,
-    and whatever is not torch's own."""
-    namespace, _, name = operator.partition("::")
-    return namespace not in ("aten", "prim", "prims") or name in UNCOUNTED or name.startswith(("_fft_", "linalg_"))
+    return Counted(costs=total(layers)._asdict(), layers=layers, uncounted=tuple(sorted(uncounted.names)))

@@ -6,11 +6,15 @@ shuffles and as (B, 1, H·W·C), the channel index running fastest, in its convo
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.grad import conv2d_weight
 
 from onenet_bench.errors import SpecError
+from onenet_bench.plan import BAND, is_banded
 
 
 def _divides(what: str, value: int, by: int) -> None:
@@ -54,17 +58,19 @@ def flatten_channels(x: Tensor) -> Tensor:
     return x.permute(0, 2, 3, 1).reshape(x.shape[0], 1, -1)
 
 
+def channels_last(x: Tensor) -> Tensor:
+    """(B, C, H, W) in channels-last memory, by its strides too where C = 1 leaves torch in doubt."""
+    b, c, h, w = x.shape
+    return x.permute(0, 2, 3, 1).reshape(-1).view(b, h, w, c).permute(0, 3, 1, 2)
+
+
 def recover_channels(x: Tensor, height: int, width: int) -> Tensor:
     """(B, 1, H·W·C) to (B, C, H, W): the inverse of ``flatten_channels``."""
     return x.reshape(x.shape[0], height, width, -1).permute(0, 3, 1, 2)
 
 
-BAND = 16
-"""Channels of the banded form: the vector width that CPU convolution kernels pad to anyway."""
-
-
 class SpatialConv(nn.Module):
-    """The paper's spatial convolution: one filter of k taps over (B, 1, H·W·C), with a bias and reflection padding.
+    """The paper's spatial convolution: one filter of k taps over (B, 1, H·W·C), with bias, reflection padding and ReLU.
 
     In and out: (B, C, H, W). k + 1 parameters in all.
 
@@ -91,29 +97,22 @@ class SpatialConv(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         height, width = x.shape[-2:]
         flat = flatten_channels(x)  # (B, 1, H·W·C)
-        length = flat.shape[-1]
-        fits = length % BAND == 0 and length >= 2 * BAND and self.kernel // 2 <= BAND and flat.device.type == "cpu"
-        flat = self._as_band(flat) if self.banded and fits else self._plain(flat)
+        banded = self.banded and flat.device.type == "cpu" and is_banded(self.kernel, flat.shape[-1])
+        flat = self._as_band(flat) if banded else self._plain(flat)
         return recover_channels(flat, height, width)  # (B, C, H, W)
 
     def _plain(self, flat: Tensor) -> Tensor:
         side = self.kernel // 2
         flat = F.pad(flat, (side, side), mode="reflect")  # (B, 1, N + k - 1)
-        return F.conv1d(flat, self.weight, self.bias)  # (B, 1, N)
+        return F.relu(F.conv1d(flat, self.weight, self.bias))  # (B, 1, N)
 
     def _as_band(self, flat: Tensor) -> Tensor:
-        b, _, n = flat.shape
-        side = self.kernel // 2
-        taps = torch.cat([self.weight.flatten(), self.weight.new_zeros(1)])[self._taps]  # (16, 16, 1, 3)
-        band = flat.reshape(b, 1, n // BAND, BAND).permute(0, 3, 1, 2)  # (B, 16, 1, N/16), channels last
-        band = F.conv2d(band, taps, self.bias.expand(BAND), padding=(0, 1))  # zeros beyond both ends
-        out = band.permute(0, 2, 3, 1).reshape(b, 1, n)  # (B, 1, N)
-        if side:  # the first and last k//2 outputs, with the reflection
-            left = F.pad(flat[..., : 2 * side], (side, 0), mode="reflect")  # (B, 1, 3·(k//2))
-            right = F.pad(flat[..., -2 * side :], (0, side), mode="reflect")
-            out[..., :side] = F.conv1d(left, self.weight, self.bias)[..., :side]
-            out[..., -side:] = F.conv1d(right, self.weight, self.bias)[..., -side:]
-        return out
+        weight, bias = self.weight.to(flat.dtype), self.bias.to(flat.dtype)
+        with torch.autocast(flat.device.type, enabled=False):  # the backward pass would not know of it
+            if torch.is_grad_enabled():
+                out: Tensor = _Banded.apply(flat, weight, bias, self._taps)  # type: ignore[no-untyped-call]
+                return out
+            return _banded(flat, weight, bias, self._taps)
 
 
 def _band(kernel: int) -> Tensor:
@@ -126,3 +125,66 @@ def _band(kernel: int) -> Tensor:
     t = torch.arange(3).view(1, 1, 1, 3)
     tap = BAND * (t - 1) + c - r + kernel // 2
     return torch.where((tap >= 0) & (tap < kernel), tap, kernel)
+
+
+def _as_channels(flat: Tensor) -> Tensor:
+    """(B, 1, N) read as (B, 16, 1, N/16), channels last; no copy."""
+    return flat.reshape(flat.shape[0], 1, -1, BAND).permute(0, 3, 1, 2)
+
+
+def _filter(weight: Tensor, taps: Tensor) -> Tensor:
+    """The taps (1, 1, k) as the banded filter (16, 16, 1, 3)."""
+    return torch.cat([weight.flatten(), weight.new_zeros(1)])[taps]
+
+
+def _banded(flat: Tensor, weight: Tensor, bias: Tensor, taps: Tensor) -> Tensor:
+    """Convolution and ReLU of (B, 1, N) in banded form: zeros beyond both ends, then both ends anew."""
+    side = weight.shape[-1] // 2
+    out = F.conv2d(_as_channels(flat), _filter(weight, taps), bias.expand(BAND), padding=(0, 1))
+    out = out.permute(0, 2, 3, 1).reshape(flat.shape)  # (B, 1, N)
+    if side:  # the first and last k//2 outputs, with the reflection
+        left = F.pad(flat[..., : 2 * side], (side, 0), mode="reflect")  # (B, 1, 3·(k//2))
+        right = F.pad(flat[..., -2 * side :], (0, side), mode="reflect")
+        out[..., :side] = F.conv1d(left, weight, bias)
+        out[..., -side:] = F.conv1d(right, weight, bias)
+    return out.relu_()
+
+
+class _Banded(torch.autograd.Function):
+    """``_banded`` with a gradient that takes as few passes over the tensor: one for the input, one for the taps.
+
+    With p = k//2 and g the gradient of the output, the padded input's gradient is the full correlation of g with the
+    flipped taps. Its part inside [0, N) is again a banded convolution; the p values beyond either end are those of
+    mirrored inputs and are added where these lie.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, flat: Tensor, weight: Tensor, bias: Tensor, taps: Tensor) -> Tensor:
+        out = _banded(flat, weight, bias, taps)
+        ctx.save_for_backward(flat, weight, taps, out)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, Tensor, Tensor, None]:
+        flat, weight, taps, out = ctx.saved_tensors  # (B, 1, N), (1, 1, k), (16, 16, 1, 3), (B, 1, N)
+        g = torch.where(out > 0, g, 0)  # (B, 1, N): through the ReLU
+        kernel, n = weight.shape[-1], flat.shape[-1]
+        side = kernel // 2
+        to_input = None
+        if ctx.needs_input_grad[0]:
+            flipped = weight.flip(-1)
+            to_input = F.conv2d(_as_channels(g), _filter(flipped, taps), padding=(0, 1))
+            to_input = to_input.permute(0, 2, 3, 1).reshape(g.shape)  # (B, 1, N)
+            if side:
+                left = F.conv1d(F.pad(g[..., :side], (2 * side, 0)), flipped)  # (B, 1, p): positions -p … -1
+                right = F.conv1d(F.pad(g[..., -side:], (0, 2 * side)), flipped)  # positions N … N + p - 1
+                to_input[..., 1 : side + 1] += left.flip(-1)
+                to_input[..., n - 1 - side : n - 1] += right.flip(-1)
+        # (16, 16, 1, 3)
+        band = conv2d_weight(_as_channels(flat), taps.shape, _as_channels(g), padding=(0, 1))  # type: ignore[no-untyped-call]
+        to_weight = weight.new_zeros(kernel + 1).index_add_(0, taps.flatten(), band.flatten())[:kernel]
+        if side:  # what the mirrored inputs saw
+            left = F.pad(flat[..., 1 : side + 1].flip(-1), (0, 2 * side)).unfold(-1, kernel, 1)  # (B, 1, p, k)
+            right = F.pad(flat[..., n - 1 - side : n - 1].flip(-1), (2 * side, 0)).unfold(-1, kernel, 1)
+            to_weight = to_weight + (left * g[..., :side, None] + right * g[..., -side:, None]).sum((0, 1, 2))
+        return to_input, to_weight.view_as(weight), g.sum().view(1), None

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from onenet_bench.models.layers import SpatialConv
+from onenet_bench.models.layers import SpatialConv, channels_last
 from onenet_bench.plan import Row, check_resolution, plan
 from onenet_bench.spec import NetSpec
 
@@ -36,7 +36,7 @@ MODULES: dict[str, Callable[[Row], nn.Module]] = {
 """Rows with weights."""
 
 ACTIONS: dict[str, Callable[[Row, list[Tensor]], Tensor]] = {
-    "normalise": lambda row, x: (x[0] - MEAN) / DEVIATION,
+    "normalise": lambda row, x: (x[0] - MEAN).div_(DEVIATION),
     "relu": lambda row, x: F.relu(x[0], inplace=True),  # what makes a ReLU's input never reads it again
     "maxpool": lambda row, x: F.max_pool2d(x[0], row.kernel, row.stride, padding=int(row.kernel > row.stride)),
     "unshuffle": lambda row, x: F.pixel_unshuffle(x[0], row.stride),
@@ -49,17 +49,24 @@ ACTIONS: dict[str, Callable[[Row, list[Tensor]], Tensor]] = {
 
 class UNet(nn.Module):
     """The net of ``spec``. Takes (B, C, H, W) in [0, 1], H and W multiples of ``spec.total_scale``; gives logits
-    (B, classes, H / output_stride, W / output_stride). Raises SpecError for other sizes."""
+    (B, classes, H / output_stride, W / output_stride). Raises SpecError for other sizes.
+
+    Memory is channels-last throughout: a 1x1 convolution is then a matrix product, and the flattening of a spatial
+    convolution is free.
+    """
 
     def __init__(self, spec: NetSpec) -> None:
         super().__init__()
         self.spec = spec
-        lowered = plan(spec, (spec.in_channels, spec.total_scale, spec.total_scale))  # layers know no resolution
-        for row in lowered.rows:
+        self._plan = plan(spec, (spec.in_channels, spec.total_scale, spec.total_scale))  # layers know no resolution
+        for row in self._plan.rows:
             if row.op in MODULES:
-                _attach(self, row.name, MODULES[row.op](row))
-        self._rows = [(index, row) for index, row in enumerate(lowered.rows) if row.runs]
-        self._output = lowered.output
+                module = MODULES[row.op](row)
+                if row.op in ("conv", "up"):
+                    weight = module.get_parameter("weight")
+                    weight.data = weight.data.contiguous(memory_format=torch.channels_last)
+                _attach(self, row.name, module)
+        self._rows = [(index, row) for index, row in enumerate(self._plan.rows) if row.runs]
         last_read = {source: index for index, row in self._rows for source in row.inputs}
         self._dead_after: dict[int, list[int]] = {}
         for source, index in last_read.items():
@@ -67,17 +74,19 @@ class UNet(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         check_resolution(self.spec, *image.shape[-2:])
-        tensors = {-1: image.contiguous(memory_format=torch.channels_last)}
+        tensors = {-1: channels_last(image)}
         for index, row in self._rows:
             inputs = [tensors[source] for source in row.inputs]
             for dead in self._dead_after.get(index, ()):
                 del tensors[dead]
             if row.op in MODULES:
                 tensors[index] = self.get_submodule(row.name)(inputs[0])
+            elif row.op == "relu" and self._plan.rows[row.inputs[0]].op == "spatial":
+                tensors[index] = inputs[0]  # a spatial convolution ends with its ReLU
             else:
                 tensors[index] = ACTIONS[row.op](row, inputs)
             del inputs
-        return tensors[self._output]
+        return tensors[self._plan.output]
 
 
 def _attach(root: nn.Module, path: str, module: nn.Module) -> None:
@@ -90,11 +99,5 @@ def _attach(root: nn.Module, path: str, module: nn.Module) -> None:
 
 
 def build(spec: NetSpec) -> UNet:
-    """The module of ``spec``, with torch's default initialisation, drawn from the global generator.
-
-    Its memory is channels-last: 1x1 convolutions are then matrix products, and the flattening of the spatial
-    convolutions is free.
-    """
-    net = UNet(spec)
-    net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack this form
-    return net
+    """The module of ``spec``, with torch's default initialisation, drawn from the global generator."""
+    return UNet(spec)

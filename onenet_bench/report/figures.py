@@ -323,8 +323,8 @@ def plot_hypervolume(facts: HypervolumeFacts) -> go.Figure:
     figure.update_layout(
         **_LOOKS,
         showlegend=False,
-        xaxis={**_AXIS, "title": {"text": "Candidates that have ended"}, "rangemode": "tozero"},
-        yaxis={**_AXIS, "title": {"text": "Hypervolume"}, "rangemode": "tozero", "nticks": 6},
+        xaxis={**_AXIS, "title": {"text": "Candidates that have ended", "standoff": 10}, "rangemode": "tozero"},
+        yaxis={**_AXIS, "title": {"text": "Hypervolume", "standoff": 10}, "rangemode": "tozero", "nticks": 6},
     )
     return figure
 

@@ -16,7 +16,7 @@ import shlex
 import tempfile
 import zipfile
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -45,9 +45,9 @@ GALLERY = 6
 """Nets of the front whose predictions are shown without asking."""
 SIDE = 256
 """Images and masks are shown with at most this many pixels a side."""
-PREDICTION_BYTES = 1_500_000
-"""What the predictions of all nets together may add to the page; the front comes first."""
-CURVE_POINTS = 20_000
+PAGE_BYTES = 8_000_000
+"""What a page may weigh with its predictions; those of the front come first and the rest while there is room."""
+CURVE_POINTS = 12_000
 """What the learning curves of all nets together may hold."""
 LISTED = 200
 """Candidates listed per reason."""
@@ -83,23 +83,32 @@ def write_report(run: Path, out: Path) -> Path:
 
 
 def build_page(run: Path) -> str:
-    """The page of the run in folder ``run`` as HTML. The same ledger and arrays make the same page."""
+    """The page of the run in folder ``run`` as HTML. The same ledger and arrays make the same page.
+
+    Raises LedgerError where there is no ledger that can be read.
+    """
     read = read_run(run)
     facts = page_facts(read)
-    images = pictures(read, facts["gallery"]["trials"])
-    data = facts["data"]
-    for trial, uris in images.predictions.items():
-        data["nets"][str(trial)]["predictions"] = uris
-    for trial, why in images.missing.items():
-        if str(trial) in data["nets"]:
-            data["nets"][str(trial)]["without_predictions"] = why
+    room = PAGE_BYTES - len(_render(facts, Pictures()).encode())
+    return _render(facts, pictures(read, facts["gallery"]["trials"], room))
+
+
+def _render(facts: dict[str, Any], images: Pictures) -> str:
+    nets = {
+        trial: {
+            **net,
+            "predictions": images.predictions.get(net["trial"]),
+            "without_predictions": images.missing.get(net["trial"]),
+        }
+        for trial, net in facts["data"]["nets"].items()
+    }
     sources = files("onenet_bench.report") / "templates"
     return _WORDS.get_template("page.html.jinja").render(
         **facts,
         images=images,
         colours={"front": figures.FRONT, "dominated": figures.DOMINATED, "knee": figures.KNEE},
         remake_comment=facts["provenance"]["remake"].replace(">", "&gt;"),
-        embedded=Markup(_embedded(data)),
+        embedded=Markup(_embedded({**facts["data"], "nets": nets})),
         plotly_js=Markup(get_plotlyjs().replace("</script", "<\\/script")),
         css=Markup((sources / "page.css").read_text(encoding="utf-8")),
         js=Markup((sources / "page.js").read_text(encoding="utf-8")),
@@ -125,7 +134,13 @@ def page_facts(run: Run) -> dict[str, Any]:
         "title": str(run.head["name"]),
         "state": _state(run),
         "asked": _asked(run),
-        "choices": [(name, _plain(value)) for name, value in _table(run.head["space"].get("choices")).items()],
+        "space": [
+            {
+                "title": title,
+                "rows": [(name, _plain(value)) for name, value in _table(run.head["space"].get(key)).items()],
+            }
+            for key, title in (("choices", "What a candidate could choose from"), ("net", "How a net is made of it"))
+        ],
         "tiles": _tiles(run, front, growth),
         "leaders": _leaders(run, front, knee),
         "pair": [NUMBERS[o.name].title for o in run.first_pair],
@@ -157,17 +172,21 @@ def _plain(value: Any) -> str:
 
 
 def _state(run: Run) -> dict[str, Any]:
-    """Whether the run has ended, in a sentence."""
-    told, asked_for = len(run.records), run.head.get("trials")
-    progress = f"{told} of {asked_for} candidates have ended" if asked_for else f"{told} candidates have ended"
-    if run.ended is not None:
-        text = f"The run has ended ({run.ended or 'no reason given'}); {progress}."
+    """Whether the run has ended, in words."""
+    rejected = run.count(Status.REJECTED)
+    trained = len(run.records) - rejected
+    progress = f"{trained} of {run.trials} candidates went into training"
+    progress += f", {rejected} more were rejected before it" if rejected else ""
+    if run.ended is None:
+        text = f"The run has not ended: it was cut off, or is still going. So far {progress}"
+        text += f"; {len(run.under_way)} were under way." if run.under_way else "."
+    elif run.ended == "interrupted":
+        text = f"The run was interrupted by hand. Until then {progress}."
     else:
-        text = f"The run has not ended: it was interrupted, or is still going. So far {progress}"
-        text += f", and {len(run.under_way)} were under way." if run.under_way else "."
+        text = f"The run has ended: {run.ended or 'no reason given'}."
     if run.resumed:
         text += f" It was taken up again {'once' if run.resumed == 1 else f'{run.resumed} times'}."
-    return {"text": text, "ended": run.ended is not None}
+    return {"text": text, "ended": run.ended not in (None, "interrupted")}
 
 
 def _asked(run: Run) -> list[tuple[str, str]]:
@@ -183,7 +202,7 @@ def _asked(run: Run) -> list[tuple[str, str]]:
         ("Training", describe_recipe(run.recipe)),
         ("Objectives", "; ".join(aims)),
         ("Budget", "; ".join(limits) or "none"),
-        ("Sampler", f"{run.head['sampler']}, seed {run.head['seed']}, {run.head.get('trials', '?')} candidates"),
+        ("Sampler", f"{run.head['sampler']}, seed {run.head['seed']}, {run.trials} candidates to train"),
     ]
 
 
@@ -499,7 +518,7 @@ def _net(run: Run, record: Record, points: int) -> dict[str, Any]:
             if (value := getattr(record.costs, name)) is not None
         ],
         "choices": [[name, _plain(value)] for name, value in record.choices.items()],
-        "levels": levels(record.spec, run.task),
+        "levels": [list(level.values()) for level in levels(record.spec, run.task)],
         "per_class": per_class,
         "curve": {
             "epoch": [record.history[i].get("epoch", i + 1) for i in curve],
@@ -539,60 +558,59 @@ def levels(spec: NetSpec, task: Task) -> list[dict[str, Any]]:
 class Pictures:
     """The images of a page as data URIs."""
 
-    names: tuple[str, ...]
-    images: tuple[str, ...]
-    truths: tuple[str, ...]
-    predictions: Mapping[int, list[str]]
+    names: tuple[str, ...] = ()
+    images: tuple[str, ...] = ()
+    truths: tuple[str, ...] = ()
+    predictions: Mapping[int, list[str]] = field(default_factory=dict)
     """By trial, in the order of ``images``."""
-    missing: Mapping[int, str]
+    missing: Mapping[int, str] = field(default_factory=dict)
     """By trial: why there is no prediction."""
-    note: str
+    note: str = ""
     """What is missing altogether; empty where nothing is."""
-    legend: tuple[tuple[str, str], ...]
+    legend: tuple[tuple[str, str], ...] = ()
     """Class name and colour."""
 
 
-def pictures(run: Run, first: list[int]) -> Pictures:
-    """The sample images, their truth, and predictions while they fit: of the trials ``first``, of the front, of the
-    rest."""
+def pictures(run: Run, gallery: list[int], room: int) -> Pictures:
+    """The sample images, their truth, and predictions: of the trials in ``gallery`` always, of the front and then of
+    the other nets while all of it takes up to ``room`` bytes."""
     colours = palette(run.task.classes, run.task.background)
     legend = [(name, _hex(colour)) for name, colour in zip(run.task.class_names, colours, strict=True)]
-    names: tuple[str, ...] = ()
-    shown: tuple[str, ...] = ()
-    truths: tuple[str, ...] = ()
-    note = ""
     try:
         samples = _arrays(run.path / "samples.npz", images=4, masks=3, names=1)
     except _Unreadable as error:
-        note = f"There are no sample images: {error}."
-    else:
-        shown = tuple(image_uri(image) for image in samples["images"][:SAMPLES])
-        truths = tuple(mask_uri(mask, colours, run.task.ignore_index) for mask in samples["masks"][:SAMPLES])
-        names = tuple(str(name) for name in samples["names"][:SAMPLES])
-        if samples["masks"][:SAMPLES].tobytes().find(bytes([run.task.ignore_index])) >= 0:
-            legend.append(("not counted", _hex(IGNORED)))
+        return Pictures(note=f"There are no sample images: {error}.", legend=tuple(legend))
+    if run.task.ignore_index in samples["masks"][:SAMPLES]:
+        legend.append(("not counted", _hex(IGNORED)))
+    images = [image_uri(image) for image in samples["images"][:SAMPLES]]
+    truths = [mask_uri(mask, colours, run.task.ignore_index) for mask in samples["masks"][:SAMPLES]]
+    room -= sum(map(len, images + truths))
+
     predictions: dict[int, list[str]] = {}
     missing: dict[int, str] = {}
-    room = PREDICTION_BYTES
-    rest = run.complete.sort_values(run.first_pair[0].name, ascending=not run.first_pair[0].maximise)
-    for trial in dict.fromkeys([*first, *map(int, run.front["trial"]), *map(int, rest["trial"])]) if shown else ():
+    best_first = run.complete.sort_values(run.first_pair[0].name, ascending=not run.first_pair[0].maximise)
+    for trial in dict.fromkeys([*gallery, *map(int, run.front["trial"]), *map(int, best_first["trial"])]):
         where = run.record(trial).artifacts.get("predictions")
-        if room <= 0:
+        if trial not in gallery and room <= 0:
             missing[trial] = "left out to keep this page small"
         elif where is None:
             missing[trial] = "no predictions were kept"
         else:
             try:
-                masks = _arrays(run.path / where, predictions=3)["predictions"][: len(shown)]
+                masks = _arrays(run.path / where, predictions=3)["predictions"][: len(images)]
             except _Unreadable as error:
                 missing[trial] = str(error)
             else:
                 predictions[trial] = [mask_uri(mask, colours, run.task.ignore_index) for mask in masks]
-                room -= sum(map(len, predictions[trial]))
+                room -= sum(map(len, predictions[trial])) * (2 if trial in gallery else 1)  # shown in two places
     return Pictures(
-        names=names, images=shown, truths=truths, predictions=predictions, missing=missing, note=note,
+        names=tuple(str(name) for name in samples["names"][:SAMPLES]),
+        images=tuple(images),
+        truths=tuple(truths),
+        predictions=predictions,
+        missing=missing,
         legend=tuple(legend),
-    )  # fmt: skip
+    )
 
 
 class _Unreadable(Exception):

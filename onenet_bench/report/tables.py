@@ -42,6 +42,8 @@ class Run:
     records: tuple[Record, ...]
     frame: pd.DataFrame
     objectives: tuple[pareto.Objective, ...]
+    trials: int
+    """How many candidates were to be trained, as last asked for."""
     ended: str | None
     """Why the run ended; None where it did not (yet)."""
     resumed: int
@@ -94,12 +96,14 @@ def read_run(run: Path) -> Run:
     told = {record.trial for record in records}
     asked = dict.fromkeys(event["trial"] for event in events if event["event"] == "ask")
     last = [event for event in events if event["event"] in ("run", "resume", "end")][-1]
+    trials = [event["trials"] for event in events if event["event"] in ("run", "resume") and event.get("trials")]
     return Run(
         path=run,
         head=events[0],
         records=tuple(records),
         frame=ledger.frame(records),
         objectives=pareto.objectives(events[0]["objectives"]),
+        trials=trials[-1] if trials else 0,
         ended=str(last.get("reason", "")) if last["event"] == "end" else None,
         resumed=sum(event["event"] == "resume" for event in events),
         under_way=tuple(trial for trial in asked if trial not in told),

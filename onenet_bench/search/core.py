@@ -176,7 +176,8 @@ class Core:
         except SpecError as error:
             return None, None, None, f"impossible: {error}"
         try:
-            counted = costs.count(spec, self.search.task.resolution)
+            recipe = self.search.recipe
+            counted = costs.count(spec, self.search.task.resolution, batch=recipe.batch, precision=recipe.precision)
         except SpecError as error:
             return None, spec, None, f"impossible: {error}"
         if (first := self._seen.get(spec.digest())) is not None:

@@ -70,7 +70,7 @@ def spatial_by_hand(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     at = torch.arange(n)[:, None] + torch.arange(k)[None, :] - k // 2
     at = at.abs()
     at = torch.where(at > n - 1, 2 * (n - 1) - at, at)
-    out = (flat[:, at] * weight.flatten()).sum(-1) + bias
+    out = F.relu((flat[:, at] * weight.flatten()).sum(-1) + bias)
     return out.reshape(b, h, w, -1).permute(0, 3, 1, 2)
 
 

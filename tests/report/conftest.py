@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from onenet_bench.budget import Budget, excess
+from onenet_bench.budget import Budget
 from onenet_bench.costs import count
 from onenet_bench.ledger import Ledger
 from onenet_bench.recipe import Recipe
@@ -92,6 +92,12 @@ class Written:
 MakeRun = Callable[..., Written]
 
 
+@pytest.fixture(scope="session")
+def example(tmp_path_factory: pytest.TempPathFactory) -> Written:
+    """A run with every kind of candidate, for reading only."""
+    return write_run(tmp_path_factory.mktemp("runs") / "example")
+
+
 @pytest.fixture
 def make_run(tmp_path: Path) -> MakeRun:
     """Writes a run folder with ``trials`` candidates; see ``write_run``."""
@@ -133,7 +139,8 @@ def write_run(
             {
                 "schema": SCHEMA, "name": path.name,
                 "space": {"name": "depth_scale", "summary": summary,
-                          "choices": {"depth": [2, 3, 4], "width": {"low": 4, "high": 32}, "kernel": [0, 5, 9]}},
+                          "choices": {"depth": [2, 3, 4], "width": [4, 8, 16, 32], "kernel": [0, 5, 9]},
+                          "net": {"depth": "$depth", "width": "$width", "spatial_kernel": "$kernel"}},
                 "task": question.to_dict(), "recipe": recipe.to_dict(), "sampler": "tpe", "seed": 3,
                 "objectives": list(objectives), "budget": [str(BUDGET)], "trials": trials,
                 "command": "onenet-bench sweep depth_scale --trials 40 --seed 3", "machine": asdict(MACHINE),
@@ -156,8 +163,8 @@ def write_run(
                 trial=trial, spec=spec, choices=choices, task=question, recipe=recipe, machine=MACHINE,
                 status=Status.REJECTED, costs=costs,
             )  # fmt: skip
-            if over := excess(costs, [BUDGET]):
-                record = replace(base, reason=over)
+            if costs.parameters > BUDGET.limit:
+                record = replace(base, reason=f"over budget: parameters is {costs.parameters:,}, over 1,200,000")
             elif complete is not None and finished >= complete:
                 record = replace(base, status=Status.FAILED, reason=failure, seconds=2.0)
             elif trial % 17 == 5:
@@ -179,7 +186,7 @@ def write_run(
         for trial in range(trials, trials + under_way):
             book.append("ask", {"trial": trial, "choices": {}})
         if ended:
-            book.append("end", {"reason": f"all {trials} candidates have ended"})
+            book.append("end", {"reason": f"{trials} candidates were trained"})
     return Written(path=path, records=tuple(records))
 
 

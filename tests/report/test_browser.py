@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,8 @@ from onenet_bench.report.page import levels
 from tests.report.conftest import Written, write_run
 from tests.report.test_page import HOSTILE
 
-playwright = pytest.importorskip("playwright.sync_api")
+REQUIRED = bool(os.environ.get("ONENET_BENCH_REQUIRE_BROWSER"))
+playwright = import_module("playwright.sync_api") if REQUIRED else pytest.importorskip("playwright.sync_api")
 pytestmark = pytest.mark.browser
 
 ARGUMENTS = [
@@ -40,7 +42,7 @@ POINTS = """
 def browser() -> Iterator[Any]:
     path = shutil.which("chromium")
     if path is None:
-        if os.environ.get("ONENET_BENCH_REQUIRE_BROWSER"):
+        if REQUIRED:
             pytest.fail("ONENET_BENCH_REQUIRE_BROWSER is set, but there is no chromium")
         pytest.skip("chromium is not installed")
     with playwright.sync_playwright() as engine:
@@ -72,13 +74,18 @@ class Reader:
     def __init__(self, browser: Any, runs: dict[str, Written]) -> None:
         self.context = browser.new_context(viewport={"width": 1300, "height": 900}, offline=True)
         self.page = self.context.new_page()
+        self.page.set_default_timeout(15_000)
         self.runs = runs
         self.wrong: list[str] = []
         self.requests: list[str] = []
         self.page.on("console", lambda message: self.wrong.append(f"{message.type}: {message.text}"))
         self.page.on("pageerror", lambda error: self.wrong.append(str(error)))
-        self.page.on("dialog", lambda dialog: (self.wrong.append("dialog"), dialog.dismiss()))
+        self.page.on("dialog", self._refuse)
         self.page.on("request", lambda request: self.requests.append(request.url))
+
+    def _refuse(self, dialog: Any) -> None:
+        self.wrong.append(f"dialog: {dialog.message}")
+        dialog.dismiss()
 
     def read(self, name: str, fragment: str = "") -> Any:
         run = self.runs[name]
@@ -89,8 +96,23 @@ class Reader:
         return self.page
 
     def points(self, role: str, chart: int = 0) -> list[dict[str, float]]:
-        found: list[dict[str, float]] = self.page.locator(".panel .chart").nth(chart).evaluate(POINTS, role)
-        return found
+        """The points of a chart with their places in the window, once nothing moves any more."""
+        before: list[dict[str, float]] | None = None
+        for _ in range(100):
+            found: list[dict[str, float]] = self.page.locator(".panel .chart").nth(chart).evaluate(POINTS, role)
+            if found == before:
+                return found
+            before = found
+            self.page.wait_for_timeout(100)
+        return pytest.fail("the chart never comes to rest")
+
+    def until(self, condition: str) -> None:
+        """Wait until a JavaScript expression holds (the page's policy forbids playwright's own way, which evals)."""
+        for _ in range(150):
+            if self.page.evaluate(condition):
+                return
+            self.page.wait_for_timeout(100)
+        pytest.fail(f"never came true: {condition}")
 
     def text(self, selector: str) -> str:
         return " ".join(self.page.locator(selector).inner_text().replace("\u00a0", " ").split())
@@ -120,7 +142,10 @@ def test_every_complete_net_is_a_point(reader: Reader) -> None:
         assert (point["cost"], point["score"]) == (record.costs.parameters, record.scores["miou"])
     marks = page.locator(".panel .scatterlayer .point")
     assert marks.count() == len(records) + len(reader.points("knee"))
-    frame = page.locator(".panel .plot").first.bounding_box()
+    frame = page.locator(".panel .chart").evaluate(
+        "chart => { const { l, t, w, h } = chart._fullLayout._size, box = chart.getBoundingClientRect();"
+        " return { x: box.x + l, y: box.y + t, width: w, height: h }; }"
+    )
     for mark in marks.all():
         box = mark.bounding_box()
         assert box["width"] > 4
@@ -171,13 +196,13 @@ def test_a_click_on_a_point_opens_its_net(reader: Reader) -> None:
     page.mouse.click(point["left"], point["top"])
     assert_shows(reader, records[int(point["trial"])])
     assert page.locator(".candidates .shown").get_attribute("data-trial") == str(point["trial"])
-    page.wait_for_function("document.querySelector('.panel .main-svg').getBoundingClientRect().width < 800")
+    reader.until("document.querySelector('.panel .main-svg').getBoundingClientRect().width < 800")
     selected = reader.points("selected")
     assert [mark["trial"] for mark in selected] == [point["trial"]]
     assert selected[0]["left"] < 800, "the chart makes room for the panel"
     other = reader.points("dominated")[0]
     page.mouse.click(other["left"], other["top"])
-    page.wait_for_function(f"location.hash === '#trial-{other['trial']}'")
+    reader.until(f"location.hash === '#trial-{other['trial']}'")
     assert_shows(reader, records[int(other["trial"])])
     page.keyboard.press("Escape")
     assert not page.locator("#details").is_visible()
@@ -260,7 +285,7 @@ def test_the_menus_change_the_axes(reader: Reader) -> None:
     page.locator("#front .chart").scroll_into_view_if_needed()
     page.select_option(".panel .cost", "peak_inference_mib")
     page.select_option(".panel .score", "ce")
-    page.wait_for_function("document.querySelector('.panel .xtitle').textContent === 'Peak inference memory (MiB)'")
+    reader.until("document.querySelector('.panel .xtitle').textContent === 'Peak inference memory (MiB)'")
     assert "Cross-entropy" in page.locator(".panel .ytitle").text_content()
     front = reader.points("front")
     shown = front + reader.points("dominated") + reader.points("elsewhere")
@@ -283,7 +308,7 @@ def test_the_menus_change_the_axes(reader: Reader) -> None:
 
 def test_every_pair_of_objectives_has_a_chart(reader: Reader) -> None:
     page = reader.read("three")
-    page.wait_for_function("document.querySelectorAll('.panel .xtitle').length === 2")
+    reader.until("document.querySelectorAll('.panel .xtitle').length === 2")
     assert page.locator(".panel .xtitle").all_text_contents() == ["Parameters", "MACs"]
     whole = {row["trial"] for row in front_rows(reader.runs["three"].path)}
     for chart in (0, 1):

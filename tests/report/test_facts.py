@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -72,7 +73,7 @@ def test_the_step_line_is_the_best_score_at_each_cost(cloud: list[tuple[float, f
     line = pair_front(table(cloud), MIOU, PARAMETERS).line
     assert line[0][0] == min(x for x, _ in cloud)
     assert line[-1][0] == max(x for x, _ in cloud)
-    for (x0, y0), (x1, y1) in zip(line, line[1:], strict=False):
+    for (x0, y0), (x1, y1) in itertools.pairwise(line):
         assert (x0 == x1) != (y0 == y1), "each piece runs along one axis"
     for cost in [x for x, _ in cloud] + [x + 1 for x, _ in cloud]:
         attained = max(y for x, y in line if x <= cost)
@@ -134,13 +135,27 @@ def test_the_drawing_shows_every_point_once_and_the_line() -> None:
     assert list(traces["front"].customdata) == list(facts.front.trials)
     assert list(traces["elsewhere"].customdata) == list(facts.elsewhere) == [105]
     assert list(traces["knee"].customdata) == [facts.front.knee]
+    told = {trial: text for role in traces if role != "line" for trial, text in zip(
+        traces[role].customdata, traces[role].text, strict=True)}  # fmt: skip
+    assert told == dict(zip(facts.trials, facts.hover, strict=True))
     assert list(zip(traces["line"].x, traces["line"].y, strict=True)) == list(facts.front.line)
     for role in ("dominated", "elsewhere", "front", "knee"):
         for trial, x, y in zip(traces[role].customdata, traces[role].x, traces[role].y, strict=True):
             assert (x, y) == cloud[trial - 100]
 
 
-@given(st.floats(1e-3, 1e12), st.floats(1.001, 1e9))
+@pytest.mark.parametrize(
+    ("low", "high", "ticks"),
+    [
+        (1e3, 1e6, [1e3, 1e4, 1e5, 1e6]), (2e3, 1.1e6, [3e3, 1e4, 3e4, 1e5, 3e5, 1e6]), (2.9, 31, [3, 5, 10, 20, 30]),
+        (1, 1e12, [1, 1e2, 1e4, 1e6, 1e8, 1e10, 1e12]), (560e3, 605e3, [560e3, 570e3, 580e3, 590e3, 600e3]),
+    ],
+)  # fmt: skip
+def test_ticks_are_round_numbers(low: float, high: float, ticks: list[float]) -> None:
+    assert log_ticks(low, high) == pytest.approx(ticks)
+
+
+@given(st.floats(1e-3, 1e12), st.floats(1.001, 1e14))
 def test_ticks_lie_on_the_axis_are_few_and_can_be_told_apart(low: float, ratio: float) -> None:
     high = low * ratio
     ticks = log_ticks(low, high)
@@ -179,7 +194,7 @@ def test_the_hypervolume_of_each_beginning_is_the_boxes_own(make_run: MakeRun, n
     run = read_run(make_run(objectives=names).path)
     facts = hypervolume_facts(run.frame, run.objectives)
     assert facts is not None
-    assert all(a <= b for a, b in zip(facts.values, facts.values[1:], strict=False))
+    assert all(a <= b for a, b in itertools.pairwise(facts.values))
     assert 0 < facts.final < 1
     for end in (1, 9, 20, len(run.frame)):
         told = run.frame[:end]

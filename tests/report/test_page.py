@@ -7,9 +7,11 @@ import io
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -69,8 +71,9 @@ class Outline(HTMLParser):
 
 
 @pytest.fixture
-def example(make_run: MakeRun) -> Written:
-    return make_run()
+def copy(example: Written, tmp_path: Path) -> Written:
+    """The example, to be damaged."""
+    return replace(example, path=shutil.copytree(example.path, tmp_path / "example"))
 
 
 def test_the_page_is_one_file_that_asks_for_nothing(example: Written) -> None:
@@ -116,7 +119,7 @@ def test_the_headline_counts_every_candidate(example: Written) -> None:
     assert sum(group["count"] for group in facts["reasons"]) + int(shown["trained"]) == len(example.records)
     listed = {c["trial"] for group in facts["reasons"] for c in group["candidates"]}
     assert listed == {record.trial for record in example.records if record.status is not Status.COMPLETE}
-    assert "40 of 40 candidates have ended" in Outline(build_page(example.path)).text
+    assert "The run has ended: 40 candidates were trained." in Outline(build_page(example.path)).text
 
 
 def test_the_leaders_are_the_ends_of_the_front_and_its_knee(example: Written) -> None:
@@ -147,8 +150,8 @@ def test_the_details_of_a_net_are_its_record(example: Written) -> None:
         assert (net["label"], net["digest"]) == (record.spec.label(), record.spec.digest())
         assert net["values"]["macs"] == record.costs.macs
         assert net["values"].get("miou") == record.scores.get("miou")
-        assert sum(level["parameters"] for level in net["levels"]) == record.costs.parameters
-        assert sum(level["macs"] for level in net["levels"]) == record.costs.macs
+        assert sum(parameters for _, _, parameters, _, _ in net["levels"]) == record.costs.parameters
+        assert sum(macs for _, _, _, macs, _ in net["levels"]) == record.costs.macs
         assert net["curve"]["epoch"] == [epoch["epoch"] for epoch in record.history]
         if record.status is Status.COMPLETE:
             assert net["per_class"]["iou"][-1] is None
@@ -207,6 +210,10 @@ def test_the_facts_of_a_known_run_are_unchanged(
     facts["provenance"]["rows"] = [row for row in facts["provenance"]["rows"] if row[0] != "Page"]  # the version
     for drawn in ("panels", "hypervolume", "axes", "csv"):  # drawings and raw floats have tests of their own
         del facts["data"][drawn]
+    del facts["candidates"]["conventions"]  # the words of COSTS and SCORES
+    for group in facts["candidates"]["groups"]:
+        for column in group["columns"]:
+            del column["convention"]
     new = tmp_path / "golden_facts.json"
     new.write_text(json.dumps(rounded(facts), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     assert json.loads(new.read_text("utf-8")) == json.loads(GOLDEN.read_text("utf-8")), (
@@ -229,7 +236,9 @@ def rounded(value: Any) -> Any:
 def test_a_run_without_a_complete_net(make_run: MakeRun) -> None:
     run = make_run(complete=0, ended=False, under_way=2)
     outline = Outline(build_page(run.path))
-    assert "The run has not ended: it was interrupted, or is still going." in outline.text
+    assert "The run has not ended: it was cut off, or is still going." in outline.text
+    begun = sum(record.status is not Status.REJECTED for record in run.records)
+    assert f"So far {begun} of 40 candidates went into training, {40 - begun} more were rejected" in outline.text
     assert "2 were under way" in outline.text
     assert "so there is no front" in outline.text
     assert outline.data()["panels"] == []
@@ -239,8 +248,18 @@ def test_a_run_without_a_complete_net(make_run: MakeRun) -> None:
 def test_a_run_that_has_only_begun(make_run: MakeRun) -> None:
     run = make_run(trials=0, ended=False)
     outline = Outline(build_page(run.path))
-    assert "So far 0 candidates have ended" in outline.text
+    assert "So far 0 of 0 candidates went into training." in outline.text
     assert "None." in outline.text
+
+
+def test_a_run_that_was_interrupted_and_taken_up_again_says_so(copy: Written) -> None:
+    with Ledger(copy.path, create=False) as book:
+        book.append("resume", {"trials": 60, "provenance": {}})
+        book.append("end", {"reason": "interrupted"})
+    text = Outline(build_page(copy.path)).text
+    assert "The run was interrupted by hand. Until then " in text
+    assert " of 60 candidates went into training" in text
+    assert "It was taken up again once." in text
 
 
 def test_a_single_net_is_the_whole_front(make_run: MakeRun) -> None:
@@ -251,10 +270,10 @@ def test_a_single_net_is_the_whole_front(make_run: MakeRun) -> None:
     assert outline.data()["fronts"]["miou/parameters"]["trials"] == [run.complete()[0].trial]
 
 
-def test_a_torn_last_line_is_no_obstacle(example: Written) -> None:
-    with (example.path / "ledger.jsonl").open("ab") as file:
+def test_a_torn_last_line_is_no_obstacle(copy: Written) -> None:
+    with (copy.path / "ledger.jsonl").open("ab") as file:
         file.write(b'{"event":"tell","rec')
-    assert "example" in build_page(example.path)
+    assert "example" in build_page(copy.path)
 
 
 def _remove(path: Path) -> None:
@@ -271,12 +290,15 @@ def _empty(path: Path) -> None:
 
 def _retype(path: Path) -> None:
     with np.load(path) as file:
-        arrays = {name: file[name].astype(float) if name != "names" else file[name] for name in file.files}
+        arrays: dict[str, Any] = {
+            name: file[name].astype(float) if name != "names" else file[name] for name in file.files
+        }
     np.savez(path, **arrays)
 
 
 def _pickle(path: Path) -> None:
-    np.savez(path, **dict.fromkeys(("images", "masks", "names", "predictions"), np.array([{}], dtype=object)))
+    arrays: dict[str, Any] = dict.fromkeys(("images", "masks", "names", "predictions"), np.array([{}], dtype=object))
+    np.savez(path, **arrays)
 
 
 DAMAGE: dict[str, tuple[Callable[[Path], None], str]] = {
@@ -289,35 +311,43 @@ DAMAGE: dict[str, tuple[Callable[[Path], None], str]] = {
 
 
 @pytest.mark.parametrize("kind", DAMAGE)
-def test_arrays_that_cannot_be_shown_are_named(example: Written, kind: str) -> None:
+def test_arrays_that_cannot_be_shown_are_named(copy: Written, kind: str) -> None:
     harm, words = DAMAGE[kind]
-    trial = page_facts(read_run(example.path))["gallery"]["trials"][1]
-    harm(example.path / f"predictions/{trial:04d}.npz")
-    outline = Outline(build_page(example.path))
+    trial = page_facts(read_run(copy.path))["gallery"]["trials"][1]
+    harm(copy.path / f"predictions/{trial:04d}.npz")
+    outline = Outline(build_page(copy.path))
     assert words in outline.data()["nets"][str(trial)]["without_predictions"]
-    assert "predictions" not in outline.data()["nets"][str(trial)]
+    assert outline.data()["nets"][str(trial)]["predictions"] is None
     assert f"{trial:04d}.npz {words}" in outline.text
 
-    harm(example.path / "samples.npz")
-    outline = Outline(build_page(example.path))
+    harm(copy.path / "samples.npz")
+    outline = Outline(build_page(copy.path))
     assert f"There are no sample images: samples.npz {words}" in outline.text
     assert not [tag for tag, _ in outline.elements if tag == "img"]
 
 
 def test_predictions_are_kept_while_they_fit(example: Written, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(page, "PREDICTION_BYTES", 6_000)
-    data = Outline(build_page(example.path)).data()
+    whole = len(build_page(example.path).encode())
+    monkeypatch.setattr(page, "PAGE_BYTES", whole - 20_000)
+    html = build_page(example.path)
+    assert len(html.encode()) < whole - 10_000  # a whole net more than there was room for, and notes on the others
+    data = Outline(html).data()
     nets = {int(trial): net for trial, net in data["nets"].items() if net["status"] == "complete"}
-    shown = {trial for trial, net in nets.items() if "predictions" in net}
-    assert shown
-    assert shown <= set(data["front"])
-    assert all(net["without_predictions"] == "left out to keep this page small"
-               for trial, net in nets.items() if trial not in shown)  # fmt: skip
+    shown = {trial for trial, net in nets.items() if net["predictions"]}
+    assert set(data["front"]) < shown < set(nets)
+    worst_shown = min(nets[trial]["values"]["miou"] for trial in shown - set(data["front"]))
+    for trial in set(nets) - shown:
+        assert nets[trial]["without_predictions"] == "left out to keep this page small"
+        assert nets[trial]["values"]["miou"] <= worst_shown
+    monkeypatch.setattr(page, "PAGE_BYTES", 0)
+    data = Outline(build_page(example.path)).data()
+    gallery = page_facts(read_run(example.path))["gallery"]["trials"]
+    assert {net["trial"] for net in data["nets"].values() if net["predictions"]} == set(gallery)
 
 
 # Hostile text ----------------------------------------------------------------------------------------------
 
-HOSTILE = '</script><script>window.pwned=1</script><img src=x onerror="window.pwned=1">'
+HOSTILE = '</script ><script>window.pwned=1</script><img src=x onerror="window.pwned=1"><!--<script>'
 
 
 def test_text_of_others_is_only_ever_text(make_run: MakeRun) -> None:
@@ -341,21 +371,21 @@ def test_text_of_others_is_only_ever_text(make_run: MakeRun) -> None:
 
 
 def test_the_page_is_written_whole_or_not_at_all(
-    example: Written, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    copy: Written, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "pages" / "front.html"
-    assert write_report(example.path, out) == out
+    assert write_report(copy.path, out) == out
     whole = out.read_text("utf-8")
-    assert whole == build_page(example.path)
+    assert whole == build_page(copy.path)
 
     def fail(*_: object) -> None:
         raise OSError("disk full")
 
-    with Ledger(example.path, create=False) as book:
+    with Ledger(copy.path, create=False) as book:
         book.append("resume", {"provenance": {}})
     monkeypatch.setattr(os, "replace", fail)
     with pytest.raises(OSError, match="disk full"):
-        write_report(example.path, out)
+        write_report(copy.path, out)
     assert out.read_text("utf-8") == whole
     assert [path.name for path in out.parent.iterdir()] == ["front.html"]
 
@@ -367,11 +397,12 @@ def decoded(uri: str) -> Image.Image:
     return Image.open(io.BytesIO(base64.b64decode(uri.removeprefix("data:image/png;base64,"))))
 
 
-def test_a_mask_keeps_every_pixel_in_its_colour() -> None:
+@pytest.mark.parametrize("ignore_index", [255, 1])
+def test_a_mask_keeps_every_pixel_in_its_colour(ignore_index: int) -> None:
     mask = np.random.default_rng(0).choice(np.array([0, 1, 2, 3, 255], np.uint8), size=(20, 30))
     colours = palette(4, background=2)
-    pixels = np.asarray(decoded(mask_uri(mask, colours, ignore_index=255)).convert("RGB"))
-    for index, colour in [*enumerate(colours), (255, IGNORED)]:
+    pixels = np.asarray(decoded(mask_uri(mask, colours, ignore_index)).convert("RGB"))
+    for index, colour in {**dict(enumerate(colours)), 255: IGNORED, ignore_index: IGNORED}.items():
         assert (pixels[mask == index] == colour).all()
     assert colours[2] == BACKGROUND
 

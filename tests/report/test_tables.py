@@ -52,6 +52,7 @@ def test_show_names_the_unit(name: str, value: float | None, text: str) -> None:
 def test_a_column_has_one_unit() -> None:
     scale = Scale.of("parameters", [2_580, 1_016_290])
     assert (scale.unit, scale.show(2_580), scale.show(1_016_290)) == ("k", "2.58", "1,016.29")
+    assert Scale.of("parameters", [600_000, 5_000_000]).show(600_000) == "0.600"
     assert Scale.of("parameters", [12, 900]).show(12) == "12"
     assert Scale.of("activation_bytes", [5e6]).unit == "MB"
     assert Scale.of("latency_ms", [math.nan, 3.25]).show(3.25) == "3.25"
@@ -82,11 +83,11 @@ def test_front_rows_are_the_undominated_records(make_run: MakeRun) -> None:
         assert record.costs is not None
         return -record.scores["miou"], record.costs.macs, record.costs.parameters
 
+    def beats(a: int, b: int) -> bool:
+        return price(a) != price(b) and all(x <= y for x, y in zip(price(a), price(b), strict=True))
+
     trials = [record.trial for record in run.complete()]
-    expected = {
-        a for a in trials
-        if not any(price(b) != price(a) and all(x <= y for x, y in zip(price(b), price(a), strict=True)) for b in trials)
-    }  # fmt: skip
+    expected = {trial for trial in trials if not any(beats(other, trial) for other in trials)}
     assert {row["trial"] for row in rows} == expected
     assert [row["miou"] for row in rows] == sorted((row["miou"] for row in rows), reverse=True)
     assert json.loads(json.dumps(rows, allow_nan=False)) == rows
@@ -122,16 +123,17 @@ def test_a_front_of_nothing_says_so(make_run: MakeRun) -> None:
 
 def test_a_run_knows_how_far_it_came(make_run: MakeRun) -> None:
     done = read_run(make_run("done").path)
-    assert done.ended == "all 40 candidates have ended"
+    assert done.ended == "40 candidates were trained"
     assert done.under_way == ()
     cut = make_run("cut", ended=False, under_way=2)
     assert read_run(cut.path).ended is None
     assert read_run(cut.path).under_way == (40, 41)
     with Ledger(cut.path, create=False) as book:
         book.append("end", {"reason": "stopped by hand"})
-        book.append("resume", {"provenance": {}})
+        book.append("resume", {"trials": 50, "provenance": {}})
+        book.append("resume", {"trials": None, "provenance": {}})
     again = read_run(cut.path)
-    assert (again.ended, again.resumed) == (None, 1)
+    assert (again.ended, again.resumed, again.trials) == (None, 2, 50)
     counts = {status: done.count(status) for status in Status}
     assert sum(counts.values()) == 40
     assert all(counts.values()), "the example has every kind"

@@ -97,15 +97,13 @@
     el("div", {}, el("dt", {}, name), el("dd", {}, text))));
 
   function levels(net) {
-    const columns = [["parameters", "Parameters"], ["macs", "MACs"], ["activation_bytes", "Activations"]];
-    const most = Object.fromEntries(columns.map(([key]) => [key, Math.max(1, ...net.levels.map((level) => level[key]))]));
+    const titles = ["Parameters", "MACs", "Activations"];
+    const most = titles.map((_, i) => Math.max(1, ...net.levels.map(([, , ...costs]) => costs[i])));
     return el("table", {},
-      el("thead", {}, el("tr", {}, el("th", { scope: "col" }, "Level"),
-        ...columns.map(([, title]) => el("th", { scope: "col" }, title)))),
-      el("tbody", {}, ...net.levels.map((level) => el("tr", {},
-        el("td", { class: "level" }, level.name, el("small", {}, level.words)),
-        ...columns.map(([key]) => el("td", { class: "bar" },
-          si(level[key]) + (key === "activation_bytes" ? "B" : ""), bar(level[key] / most[key])))))));
+      el("thead", {}, el("tr", {}, ...["Level", ...titles].map((title) => el("th", { scope: "col" }, title)))),
+      el("tbody", {}, ...net.levels.map(([name, words, ...costs]) => el("tr", {},
+        el("td", { class: "level" }, name, el("small", {}, words)),
+        ...costs.map((cost, i) => el("td", { class: "bar" }, si(cost) + (i === 2 ? "B" : ""), bar(cost / most[i])))))));
   }
 
   function classes(net) {

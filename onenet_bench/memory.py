@@ -1,0 +1,241 @@
+"""Memory peaks by liveness over the plan, for the execution that ``onenet_bench.models`` really does.
+
+A tensor lives from the row that makes it to the last row that reads it; in training also until the backward pass has
+used what a row saved of it. What is counted is what torch's own tracker sees: tensors, not the scratch space that a
+convolution library takes for itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import count as counter
+
+from onenet_bench.plan import BAND, Plan, Row, is_banded
+
+BYTES = 4
+"""Bytes of a float32 number."""
+
+IN_PLACE = frozenset({"relu", "add"})
+"""Rows that write their output over their first input."""
+
+
+def peak_elements(lowered: Plan) -> int:
+    """The largest number of elements that live at one moment of an inference, the image included, weights not.
+
+    A tensor lives from the row that makes it to the last row that reads it, which is the first one met going back.
+    This is the execution of ``onenet_bench.models``: rows in their order, ReLUs and sums in place.
+    """
+    rows = lowered.rows
+    c, h, w = lowered.shape
+    wanted = {lowered.output}  # whose outputs are read later, the logits by the caller
+    if c == 1:
+        wanted.add(-1)  # an image of one channel is channels-last as it is, and needs no copy
+    live = peak = c * h * w + rows[lowered.output].elements  # the caller keeps its image
+    for row in reversed(rows):
+        if not row.runs:
+            continue
+        op, inputs = row.op, row.inputs
+        in_place = op in IN_PLACE and inputs[0] >= 0
+        if in_place:
+            wanted.add(inputs[0])  # whose memory is the output's, which lives already
+        for source in inputs:
+            if source not in wanted:
+                wanted.add(source)
+                made = rows[source]
+                live += made.c_out * made.h_out * made.w_out if source >= 0 else c * h * w
+        needed = live + SCRATCH[op](row) if op in SCRATCH else live
+        if needed > peak:
+            peak = needed
+        if not in_place:
+            live -= row.c_out * row.h_out * row.w_out
+    return peak
+
+
+SCRATCH: dict[str, Callable[[Row], int]] = {
+    "maxpool": lambda row: 2 * row.elements,  # where each maximum stood, as int64
+    "spatial": lambda row: (
+        BAND * BAND * 3  # the banded filter
+        if is_banded(row.kernel, row.elements)
+        else row.elements + row.kernel - 1  # the padded copy of its input
+    ),
+}
+"""Elements that a row needs beside its input and output while it runs, where it does."""
+
+
+class _Heap:
+    """Live bytes, and the most there ever were. A storage is freed when nobody holds it any more."""
+
+    def __init__(self, live: int) -> None:
+        self.live = self.peak = live
+        self._sizes: dict[int, int] = {}
+        self._holders: dict[int, int] = {}
+        self._keys = counter()
+
+    def new(self, size: int) -> int:
+        """A storage with one holder."""
+        key = next(self._keys)
+        self._sizes[key], self._holders[key] = size, 1
+        self.live += size
+        self.peak = max(self.peak, self.live)
+        return key
+
+    def hold(self, key: int) -> int:
+        self._holders[key] += 1
+        return key
+
+    def drop(self, key: int) -> None:
+        self._holders[key] -= 1
+        if not self._holders[key]:
+            self.live -= self._sizes[key]
+
+    def shared(self, key: int) -> bool:
+        return self._holders[key] > 1
+
+
+def training_peak_bytes(lowered: Plan, batch: int, precision: str = "float32") -> int:
+    """The most bytes alive in a training step with AdamW that is not the first, for ``batch`` images.
+
+    Parameters, buffers, gradients, the optimiser's two moments, images and masks, what the forward pass saves and
+    what the backward pass makes. ``precision`` is float32 or bf16 (autocast: activations of two bytes, and a copy of
+    the weights).
+    """
+    rows = lowered.rows
+    narrow = 2 if precision == "bf16" else BYTES
+    c, h, w = lowered.shape
+    logits = rows[lowered.output]
+    used = [row for row in rows if row.runs and row.parameters]
+    tensors = sum(1 + (row.bias or row.op == "norm") for row in used)
+    buffers = sum(_buffers(row) for row in rows)
+    weights = sum(row.parameters for row in rows)
+    scalars = 2 * BYTES  # the loss and the weight it is divided by
+    moments = 2 * BYTES * sum(row.parameters for row in used) + BYTES * tensors
+    images = BYTES * batch * c * h * w + 8 * batch * logits.h_out * logits.w_out
+    heap = _Heap(BYTES * weights + buffers + moments + images + scalars)
+
+    last_read = {source: index for index, row in enumerate(rows) if row.runs for source in row.inputs}
+    storage: dict[int, int] = {}  # of every row's output, while the executor holds it
+    wide: set[int] = set()  # rows whose output is float32 whatever the precision
+    saved: dict[int, list[int]] = {}  # what the backward pass of a row holds
+    learns: set[int] = set()  # rows whose output has a gradient
+
+    def size(index: int) -> int:
+        return batch * rows[index].elements * (BYTES if index in wide else narrow)
+
+    storage[-1] = heap.new(BYTES * batch * c * h * w if c > 1 else 0)  # in channels-last memory
+    wide.add(-1)
+    for index, row in enumerate(rows):
+        if not row.runs:
+            continue
+        source = row.inputs[0]
+        kept: list[int] = []
+        if row.op in ("conv", "up"):
+            if narrow < BYTES:  # autocast's copies of the weights live as long as the graph does
+                kept.append(heap.new(narrow * row.parameters))
+                if source in wide:
+                    kept.append(heap.new(narrow * batch * _elements_in(row)))
+            if source not in wide or narrow == BYTES:
+                kept.append(heap.hold(storage[source]))
+            storage[index] = heap.new(size(index))
+            learns.add(index)
+        elif row.op in IN_PLACE or (row.op == "relu" and rows[source].op == "spatial"):
+            storage[index] = heap.hold(storage[source])
+            if row.op == "relu" and rows[source].op != "spatial":
+                kept.append(heap.hold(storage[index]))
+        else:
+            if row.op == "normalise" or (source in wide and source not in learns):
+                wide.add(index)
+            storage[index] = heap.new(size(index))
+            if row.op == "norm":
+                kept += [heap.hold(storage[source]), heap.new(2 * BYTES * row.c_out)]
+            elif row.op == "maxpool":
+                kept += [heap.hold(storage[source]), heap.new(8 * batch * row.elements)]
+            elif row.op == "spatial":
+                kept += [heap.hold(storage[source]), heap.hold(storage[index])]
+                if is_banded(row.kernel, row.elements):
+                    heap.drop(heap.new(narrow * SCRATCH["spatial"](row)))
+                else:
+                    kept.append(heap.new(narrow * batch * SCRATCH["spatial"](row)))
+                    heap.drop(heap.new(size(index)))  # before its ReLU
+        if row.op != "conv" and row.op != "up" and any(s in learns for s in row.inputs):
+            learns.add(index)
+        if index in learns:
+            saved[index] = kept
+        else:
+            for key in kept:
+                heap.drop(key)
+        for read in set(row.inputs):
+            if last_read[read] == index:
+                heap.drop(storage[read])
+
+    # The loss. The training loop itself holds the logits, and float32 ones of narrow logits until they are used.
+    loss = BYTES * batch * logits.elements
+    as_float = heap.new(loss) if narrow < BYTES else None
+    log_softmax = heap.new(loss)
+    if as_float is not None:
+        heap.drop(as_float)
+    to_log_softmax = heap.new(loss)
+    to_logits = heap.new(loss)
+    heap.drop(to_log_softmax)
+    heap.drop(log_softmax)
+    if narrow < BYTES:
+        cast = heap.new(narrow * batch * logits.elements)
+        heap.drop(to_logits)
+        to_logits = cast
+
+    # Backwards. What reaches a concatenation goes on as views of one storage.
+    pending: dict[int, tuple[int, bool]] = {lowered.output: (to_logits, False)}  # (storage, is a view of more)
+
+    def give(index: int, key: int, view: bool) -> None:
+        """A gradient for the output of row ``index``; the second one is added to the first, in place if it may be."""
+        if index not in pending:
+            pending[index] = (key, view)
+            return
+        first, first_is_view = pending[index]
+        if first_is_view or heap.shared(first):
+            pending[index] = (heap.new(size(index)), False)
+            heap.drop(first)
+        heap.drop(key)
+
+    for index in range(len(rows) - 1, -1, -1):
+        if index not in pending:
+            continue
+        row = rows[index]
+        source = row.inputs[0]
+        gradient, view = pending.pop(index)
+        if row.op == "concat":
+            for read in row.inputs:
+                give(read, heap.hold(gradient), True)
+        elif row.op == "add":
+            for read in row.inputs:
+                give(read, heap.hold(gradient), view)
+        elif row.op == "relu" and rows[source].op == "spatial":
+            give(source, heap.hold(gradient), view)
+        else:
+            if row.op == "spatial":
+                masked = heap.new(size(index))  # through its ReLU
+            onward = heap.new(size(source)) if source in learns else None
+            if row.op == "spatial":
+                per_image = 1 if is_banded(row.kernel, row.elements) else batch
+                heap.drop(heap.new(narrow * per_image * SCRATCH["spatial"](row)))
+                heap.drop(masked)
+            if row.parameters:
+                if narrow < BYTES and row.op != "norm":
+                    heap.drop(heap.new((BYTES + narrow) * row.parameters))
+                heap.new(BYTES * row.parameters)  # stays: the gradient of the weights
+            if onward is not None:
+                give(source, onward, False)
+        for key in saved[index]:
+            heap.drop(key)
+        heap.drop(gradient)
+    return heap.peak
+
+
+def _buffers(row: Row) -> int:
+    """Bytes of a row's buffers: running mean, variance and the count of batches; the places of banded taps."""
+    if row.op == "norm":
+        return 2 * BYTES * row.c_out + 8
+    return 8 * BAND * BAND * 3 if row.op == "spatial" else 0
+
+
+def _elements_in(row: Row) -> int:
+    return row.c_in * row.h_in * row.w_in

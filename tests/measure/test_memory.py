@@ -1,0 +1,58 @@
+"""Predicted peaks against what torch's own tracker and the CPU's allocator see."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+
+from onenet_bench import zoo
+from onenet_bench.measure import memory
+from onenet_bench.memory import BYTES, peak_elements, training_peak_bytes
+from onenet_bench.plan import Plan, plan
+from onenet_bench.spec import NetSpec
+from tests.specs import specs
+
+
+def lowered(spec: NetSpec, side: int) -> Plan:
+    return plan(spec, (spec.in_channels, side, side))
+
+
+@pytest.mark.parametrize("name", zoo.NETS)
+def test_inference_is_the_trackers_to_the_byte_over_the_zoo(name: str) -> None:
+    spec = zoo.get(name)
+    assert BYTES * peak_elements(lowered(spec, 256)) == memory.tracked_inference(spec, 256)
+
+
+@given(specs())
+@settings(max_examples=60)
+def test_inference_is_the_trackers_to_the_byte_over_random_specs(spec: NetSpec) -> None:
+    side = 2 * spec.total_scale
+    assert BYTES * peak_elements(lowered(spec, side)) == memory.tracked_inference(spec, side)
+
+
+@pytest.mark.parametrize("name", ["unet_4", "resnet34_unet", "mobilenet_unet", "onenet_e_4", "onenet_ed_4_spatial"])
+def test_training_is_the_trackers_to_the_byte_over_the_zoo(name: str) -> None:
+    spec = zoo.get(name)
+    assert training_peak_bytes(lowered(spec, 128), 4) == memory.tracked_training(spec, 128, 4)
+
+
+@given(specs())
+@settings(max_examples=25)
+def test_training_is_the_trackers_within_a_percent_over_random_specs(spec: NetSpec) -> None:
+    side = 4 * spec.total_scale
+    predicted = training_peak_bytes(lowered(spec, side), 3)
+    assert predicted == pytest.approx(memory.tracked_training(spec, side, 3), rel=0.01)
+
+
+@pytest.mark.parametrize("name", ["unet_4", "onenet_ed_4_spatial"])
+def test_training_in_bf16_is_the_trackers_within_five_percent(name: str) -> None:
+    spec = zoo.get(name)
+    predicted = training_peak_bytes(lowered(spec, 128), 4, "bf16")
+    assert predicted == pytest.approx(memory.tracked_training(spec, 128, 4, "bf16"), rel=0.05)
+    assert predicted < training_peak_bytes(lowered(spec, 128), 4)
+
+
+def test_the_allocator_agrees_where_activations_outweigh_its_scratch_space() -> None:
+    spec = zoo.onenet_ed(3, width=16, classes=8)
+    assert training_peak_bytes(lowered(spec, 64), 8) == pytest.approx(memory.allocated_training(spec, 64, 8), rel=0.05)
+    assert BYTES * peak_elements(lowered(spec, 64)) == pytest.approx(memory.allocated_inference(spec, 64), rel=0.05)
