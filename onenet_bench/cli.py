@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import shlex
@@ -157,12 +158,14 @@ def profile(
     from rich.table import Table
 
     from onenet_bench import costs, zoo
+    from onenet_bench.field import receptive_field
     from onenet_bench.plan import plan
     from onenet_bench.record import COSTS
 
     spec = zoo.read(net)
     lowered = plan(spec, (spec.in_channels, resolution, resolution))
     counted = costs.count_plan(lowered)
+    field = receptive_field(spec)
     verification = None
     if verify:
         from onenet_bench.measure import counters
@@ -172,7 +175,7 @@ def profile(
     if json_:
         _print_json(
             {"net": net, "digest": spec.digest(), "resolution": resolution, "costs": counted.to_dict(),
-             "levels": costs.by_level(lowered), "spec": spec.to_dict(),
+             "receptive_field": field._asdict(), "levels": costs.by_level(lowered), "spec": spec.to_dict(),
              **({"layers": [row._asdict() for row in lowered.rows]} if layers else {}),
              **({"verification": verification.to_dict()} if verification else {})}
         )  # fmt: skip
@@ -186,6 +189,8 @@ def profile(
         if value is not None:
             shown = f"{value:,}" if isinstance(value, int) else f"{value:,.2f}"
             table.add_row(name, f"{shown} {column.unit}".strip(), column.convention)
+    seen = "height x width of the image that a pixel of the logits can depend on, far from the borders"
+    table.add_row("receptive_field", f"{field.height} x {field.width} px", seen)
     _print(table)
     parts = Table(box=None, padding=(0, 2))
     headings = ("parameters", "macs", "activation_bytes")
@@ -205,6 +210,28 @@ def profile(
     if verification:
         _print(counters.verification_table(verification))
     raise typer.Exit(0 if agrees else 1)
+
+
+@app.command()
+def table2(
+    html: Annotated[Path | None, typer.Option(help="Write the page to this file too.")] = None,
+    csv: Annotated[bool, typer.Option("--csv", help="Print CSV instead of a table.")] = False,
+    json_: Json = False,
+) -> None:
+    """The OneNet paper's Table 2 recounted: every published figure beside ours, and the true numbers."""
+    from onenet_bench.report import table2 as published
+
+    facts = published.table2_facts()
+    if html is not None:
+        published.write_table2(facts, html)
+    if json_:
+        _print_json(published.to_dict(facts))
+    elif csv:
+        print(published.csv_text(facts), end="")
+    else:
+        _print(published.terminal_table(facts))
+        if html is not None:
+            print(f"\npage: {html}")
 
 
 @app.command()
@@ -260,6 +287,7 @@ def train(
     seed: Seed = 0,
     device: Device = "cpu",
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads (all cores).")] = None,
+    weights: Annotated[Path | None, typer.Option(help="ImageNet weights for a ResNet encoder: resnet34-*.pth.")] = None,
     out: Annotated[Path | None, typer.Option(help=f"The folder for the weights (a new one in {TRAINED}).")] = None,
     json_: Json = False,
 ) -> None:  # fmt: skip
@@ -267,7 +295,7 @@ def train(
     import torch
 
     from onenet_bench import data as data_sets
-    from onenet_bench import zoo
+    from onenet_bench import models, zoo
     from onenet_bench.evaluate import evaluate
     from onenet_bench.plan import check_resolution
     from onenet_bench.recipe import Recipe
@@ -278,6 +306,7 @@ def train(
     task = data_sets.open_task(_absolute(data), resolution=resolution, seed=seed)
     spec = replace(zoo.read(net), classes=task.classes, in_channels=task.in_channels)
     check_resolution(spec, resolution, resolution)
+    pretrained = models.imagenet_weights(spec, models.read_imagenet_file(weights)) if weights else None
     folder = out or _fresh(TRAINED / f"{Path(net).stem}-{datetime.now():%Y%m%d-%H%M%S}")
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -292,7 +321,11 @@ def train(
               f"{progress['seconds']:.0f} s", file=sys.stderr)  # fmt: skip
         return True
 
-    record = evaluate(spec, task, recipe, device=device, run=folder, on_epoch=heard)
+    record = evaluate(spec, task, recipe, device=device, run=folder, weights=pretrained, on_epoch=heard)
+    if weights:
+        with weights.open("rb") as file:
+            started_from = {"file": weights.name, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+        record = replace(record, provenance={**record.provenance, "weights": started_from})
     (folder / "record.json").write_text(json.dumps(record.to_dict(), indent=1), encoding="utf-8")
     if record.status is Status.FAILED:
         print(f"onenet-bench: training failed: {record.reason}", file=sys.stderr)

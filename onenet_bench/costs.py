@@ -6,8 +6,11 @@ Units and conventions of every number stand in ``onenet_bench.record.COSTS``. In
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
 from onenet_bench.memory import BYTES, IN_PLACE, peak_elements, training_peak_bytes
-from onenet_bench.plan import Plan, plan
+from onenet_bench.plan import Plan, Row, plan
 from onenet_bench.record import Costs
 from onenet_bench.spec import NetSpec
 
@@ -26,8 +29,40 @@ def count(
 
 def count_plan(lowered: Plan, *, batch: int | None = None, precision: str = "float32") -> Costs:
     """The costs of a net that is lowered already."""
+    added = add_up(lowered.rows)
+    return Costs(
+        **added.costs(),
+        peak_inference_mib=BYTES * peak_elements(lowered) / 2**20,
+        peak_training_mib=None if batch is None else training_peak_bytes(lowered, batch, precision) / 2**20,
+    )
+
+
+class Sums(NamedTuple):
+    """What adds up over rows. Whole numbers, or arrays of them."""
+
+    parameters: Any
+    used: Any
+    macs: Any
+    elements: Any
+    mult_adds: Any  # torchinfo's
+    weighted: Any  # elements that rows with weights make
+
+    def costs(self) -> dict[str, Any]:
+        """The fields of Costs that are sums."""
+        return {
+            "parameters": self.parameters,
+            "parameters_used": self.used,
+            "macs": self.macs,
+            "activation_bytes": BYTES * self.elements,
+            "paper_flops": 2 * self.mult_adds,
+            "paper_memory_mb": 2 * BYTES * self.weighted / 1e6,
+        }
+
+
+def add_up(rows: Iterable[Row]) -> Sums:
+    """The sums over ``rows``; rows that never run count towards the parameters alone."""
     parameters = used = macs = elements = mult_adds = weighted = 0
-    for row in lowered.rows:
+    for row in rows:
         own = row.parameters
         parameters += own
         if not row.runs:
@@ -44,16 +79,7 @@ def count_plan(lowered: Plan, *, batch: int | None = None, precision: str = "flo
             mult_adds += own if op == "norm" else own * (made if op == "spatial" else positions)
         elif op not in IN_PLACE:
             elements += row.c_out * row.h_out * row.w_out
-    return Costs(
-        parameters=parameters,
-        parameters_used=used,
-        macs=macs,
-        activation_bytes=BYTES * elements,
-        peak_inference_mib=BYTES * peak_elements(lowered) / 2**20,
-        peak_training_mib=None if batch is None else training_peak_bytes(lowered, batch, precision) / 2**20,
-        paper_flops=2 * mult_adds,
-        paper_memory_mb=2 * BYTES * weighted / 1e6,
-    )
+    return Sums(parameters, used, macs, elements, mult_adds, weighted)
 
 
 def by_level(lowered: Plan) -> dict[str, dict[str, int]]:

@@ -27,13 +27,15 @@ def evaluate(
     choices: Mapping[str, Any] | None = None,
     device: str = "cpu",
     run: Path | None = None,
+    weights: Mapping[str, torch.Tensor] | None = None,
     on_epoch: Callable[[Mapping[str, Any]], bool] | None = None,
 ) -> Record:
     """Train and score ``spec``; the Record is complete, stopped (``on_epoch`` returned False) or failed.
 
     Whatever goes wrong in training becomes a failed Record with its reason; a bad spec or bad data raise. With a
-    folder ``run``, weights and predictions are left in it and named in the Record's artifacts. ``on_epoch`` gets
-    a dict of epoch, step, loss, seconds and the scores of that moment.
+    folder ``run``, weights and predictions are left in it and named in the Record's artifacts. ``weights``, by the
+    names of the net's state dict, are what training starts from; all others are drawn. ``on_epoch`` gets a dict of
+    epoch, step, loss, seconds and the scores of that moment.
     """
     began = time.perf_counter()
     counted = costs.count(spec, task.resolution, batch=recipe.batch, precision=recipe.precision)
@@ -53,6 +55,7 @@ def evaluate(
     try:
         torch.manual_seed(recipe.seed)
         net = models.build(spec)
+        net.load_state_dict(weights or {}, strict=False)
         trained = training.fit(
             net, splits.train, splits.validation, recipe,
             classes=task.classes, background=task.background, ignore_index=task.ignore_index, device=device,

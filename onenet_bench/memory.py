@@ -20,7 +20,12 @@ IN_PLACE = frozenset({"relu", "add"})
 
 
 def peak_elements(lowered: Plan) -> int:
-    """The largest number of elements that live at one moment of an inference, the image included, weights not.
+    """The largest number of elements that live at one moment of an inference, the image included, weights not."""
+    return max(live_elements(lowered))
+
+
+def live_elements(lowered: Plan) -> list[int]:
+    """Elements alive while each row runs, the image included, weights not; 0 for a row that never runs.
 
     A tensor lives from the row that makes it to the last row that reads it, which is the first one met going back.
     This is the execution of ``onenet_bench.models``: rows in their order, ReLUs and sums in place.
@@ -30,9 +35,11 @@ def peak_elements(lowered: Plan) -> int:
     wanted = {lowered.output}  # whose outputs are read later, the logits by the caller
     if c == 1:
         wanted.add(-1)  # an image of one channel is channels-last as it is, and needs no copy
-    live = peak = c * h * w + rows[lowered.output].elements  # the caller keeps its image
+    live = c * h * w + rows[lowered.output].elements  # the caller keeps its image
+    needed = []
     for row in reversed(rows):
         if not row.runs:
+            needed.append(0)
             continue
         op, inputs = row.op, row.inputs
         in_place = op in IN_PLACE and inputs[0] >= 0
@@ -43,12 +50,11 @@ def peak_elements(lowered: Plan) -> int:
                 wanted.add(source)
                 made = rows[source]
                 live += made.c_out * made.h_out * made.w_out if source >= 0 else c * h * w
-        needed = live + SCRATCH[op](row) if op in SCRATCH else live
-        if needed > peak:
-            peak = needed
+        needed.append(live + SCRATCH[op](row) if op in SCRATCH else live)
         if not in_place:
             live -= row.c_out * row.h_out * row.w_out
-    return peak
+    needed.reverse()
+    return needed
 
 
 SCRATCH: dict[str, Callable[[Row], int]] = {

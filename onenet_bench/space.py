@@ -123,7 +123,7 @@ class SearchSpace:
 
     def spec(self, choices: Mapping[str, Any], *, classes: int, in_channels: int) -> NetSpec:
         """The net that ``choices`` make. Raises SpecError where they make none."""
-        return compose(classes=classes, in_channels=in_channels, **_fill(self.net, choices))
+        return compose(classes=classes, in_channels=in_channels, **fill(self.net, choices))
 
     def suggest(self, trial: Suggests) -> dict[str, Any]:
         """A trial's choices. Numbers in rising order are suggested by rank, so that samplers see their order."""
@@ -212,12 +212,12 @@ def _leaves(value: Any) -> Iterator[Any]:
         yield value
 
 
-def _fill(value: Any, choices: Mapping[str, Any]) -> Any:
-    """``value`` with every "$name" replaced by that choice."""
+def fill(value: Any, choices: Mapping[str, Any]) -> Any:
+    """``value``, a template such as [net], with every "$name" replaced by that choice."""
     if isinstance(value, Mapping):
-        return {name: _fill(v, choices) for name, v in value.items()}
+        return {name: fill(v, choices) for name, v in value.items()}
     if isinstance(value, list):
-        return [_fill(v, choices) for v in value]
+        return [fill(v, choices) for v in value]
     if isinstance(value, str) and value.startswith("$"):
         return choices[value[1:]]
     return value

@@ -62,7 +62,7 @@ def read_imagenet_file(path: Path) -> dict[str, Tensor]:
     except UNREADABLE as error:
         why = error.strerror if isinstance(error, OSError) and error.strerror else "it cannot be read as one"
         raise SpecError(
-            f"ImageNet weights are a torchvision checkpoint like resnet34-*.pth, but {path}: {why}"
+            f"ImageNet weights are a torchvision checkpoint like resnet34-*.pth, but {path} is none: {why}"
         ) from error
     named = isinstance(state, Mapping) and all(isinstance(key, str) for key in state)
     if not named or not all(isinstance(value, Tensor) for value in state.values()):

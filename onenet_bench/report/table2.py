@@ -165,7 +165,7 @@ class Table2:
 
 def table2_facts() -> Table2:
     """Count the nine nets and hold them to the paper."""
-    counted = {net: costs.count(zoo.get(net), RESOLUTION) for net in PUBLISHED}
+    counted = {net: costs.count(zoo.get(net), RESOLUTION, batch=1) for net in PUBLISHED}
     base, base_printed = counted[BASELINE].macs, _figure(BASELINE, "paper_flops_g")
     shown = {net: {name: quantity.show(counted[net]) for name, quantity in QUANTITIES.items()} for net in PUBLISHED}
     nets = tuple(
@@ -315,8 +315,14 @@ def level_ratio(kernel: int, channels: int, taps: int = 0) -> Fraction:
 
 # Forms -------------------------------------------------------------------------------------------------------
 
-TRUE = ("parameters", "parameters_used", "macs", "peak_inference_mib")
-"""The costs that stand beside the published table."""
+TRUE: dict[str, str] = {
+    "parameters": "parameters",
+    "parameters_used": "parameters used",
+    "macs": "MACs",
+    "peak_inference_mib": "peak inference, MiB",
+    "peak_training_mib": "peak training, MiB",
+}
+"""The costs that stand beside the published table, training with a batch of one, and their headings."""
 
 
 def change(percent: float) -> str:
@@ -335,10 +341,7 @@ def true_numbers(net: NetFacts) -> list[str]:
     ]
 
 
-TRUE_HEADINGS = (
-    "parameters", "parameters used", "MACs", "peak inference, MiB", "receptive field", "MACs beside U-Net_4",
-    "FLOPS as printed",
-)  # fmt: skip
+TRUE_HEADINGS = (*TRUE.values(), "receptive field", "MACs beside U-Net_4", "FLOPS as printed")
 
 
 def terminal_table(facts: Table2) -> Group:
@@ -449,7 +452,9 @@ def build_table2(facts: Table2, command: str) -> str:
         nets=[(net, true_numbers(net)) for net in facts.nets],
         notes={(net.net, name): number for number, (net, name, _) in enumerate(facts.differing, start=1)},
         headings=TRUE_HEADINGS,
-        conventions={COSTS[name].title: COSTS[name].convention for name in TRUE},
+        conventions={
+            COSTS[name].title: COSTS[name].convention.replace("on the recipe's batch", "on one image") for name in TRUE
+        },
         source=SOURCE,
         side=RESOLUTION,
         version=__version__,
