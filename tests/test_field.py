@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from torch import Tensor
+from typer.testing import CliRunner
 
 from onenet_bench import models, zoo
+from onenet_bench.cli import app
 from onenet_bench.errors import SpecError
 from onenet_bench.field import Box, Field, reach, receptive_field
 from onenet_bench.models import unet
@@ -202,3 +206,10 @@ def test_the_nets_of_the_zoo() -> None:
     assert fields["onenet_ed_4_spatial"].height == 2**4
     assert fields["onenet_ed_5"].height == 2**5
     assert fields["mobilenet_unet"] == tuple(side + 2 for side in fields["unet_4"])  # a third 3x3 in the stem
+
+
+def test_profile_tells_the_field() -> None:
+    said = CliRunner().invoke(app, ["profile", "onenet_ed_5", "--json"]).output
+    assert json.loads(said)["receptive_field"] == receptive_field(zoo.get("onenet_ed_5"))._asdict()
+    assert "receptive_field" in (table := CliRunner().invoke(app, ["profile", "onenet_ed_4"]).output)
+    assert "16 x 40 px" in table

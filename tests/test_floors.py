@@ -16,7 +16,7 @@ FLOORS = {
     "__init__": 0, "errors": 0,
     "spec": 1, "task": 1, "recipe": 1,
     "plan": 2, "record": 2,
-    "memory": 3, "costs": 4, "space": 4, "field": 3, "zoo": 3, "ledger": 3, "pareto": 3, "budget": 3,
+    "memory": 3, "costs": 4, "space": 4, "field": 3, "screen": 5, "zoo": 3, "ledger": 3, "pareto": 3, "budget": 3,
     "models": 5, "measure": 6, "data": 5, "training": 5, "report": 5,
     "evaluate": 7, "checking": 7,
     "search": 8,

@@ -146,8 +146,8 @@ def net_to_count(spec: NetSpec, device: str) -> models.UNet:
 
 @contextlib.contextmanager
 def plain_spatial(net: nn.Module) -> Iterator[None]:
-    """Let the spatial convolutions of ``net`` run in their plain form: the banded one does the same sums with more
-    multiply-adds, many of them by 0."""
+    """Let the spatial convolutions of ``net`` run in their plain form: the operators of the banded one, which makes the
+    same sums faster, are not the net's multiply-adds."""
     before = {module: module.banded for module in net.modules() if isinstance(module, SpatialConv)}
     for module in before:
         module.banded = False

@@ -159,55 +159,52 @@ class Table2:
     def summary(self) -> str:
         """The outcome in a sentence."""
         others = len(self.differing)
-        ends = f"the other {others} are marked" if others > 1 else "the other one is marked" if others else "all"
-        return f"{self.cells - others} of {self.cells} published figures come out to the printed digit; {ends}."
+        marked = f"; the other {others} are marked" if others > 1 else "; the other one is marked" if others else ""
+        return f"{self.cells - others} of {self.cells} published figures come out to the printed digit{marked}."
 
 
 def table2_facts() -> Table2:
     """Count the nine nets and hold them to the paper."""
     counted = {net: costs.count(zoo.get(net), RESOLUTION, batch=1) for net in PUBLISHED}
-    base, base_printed = counted[BASELINE].macs, _figure(BASELINE, "paper_flops_g")
-    shown = {net: {name: quantity.show(counted[net]) for name, quantity in QUANTITIES.items()} for net in PUBLISHED}
+    printed = {net: dict(zip(QUANTITIES, row.figures, strict=True)) for net, row in PUBLISHED.items()}
+    ours = {net: {name: quantity.show(counted[net]) for name, quantity in QUANTITIES.items()} for net in PUBLISHED}
+    base, base_printed = counted[BASELINE].macs, float(printed[BASELINE]["paper_flops_g"])
     nets = tuple(
         NetFacts(
             net=net,
-            label=published.label,
+            label=PUBLISHED[net].label,
             cells={
-                name: Cell(published=figure, counted=shown[net][name], reason=_reason(net, name, shown))
-                for name, figure in zip(QUANTITIES, published.figures, strict=True)
+                name: Cell(
+                    published=printed[net][name], counted=ours[net][name], reason=_reason(net, name, printed, ours)
+                )
+                for name in QUANTITIES
             },
             costs=counted[net],
             field=receptive_field(zoo.get(net)),
             macs_change=100 * (counted[net].macs / base - 1),
-            printed_change=float(100 * (_figure(net, "paper_flops_g") / base_printed - 1)),
+            printed_change=100 * (float(printed[net]["paper_flops_g"]) / base_printed - 1),
         )
-        for net, published in PUBLISHED.items()
+        for net in PUBLISHED
     )
     return Table2(nets=nets, claims=_claims({facts.net: facts for facts in nets}))
 
 
-def _figure(net: str, name: str) -> Decimal:
-    return Decimal(PUBLISHED[net].figures[list(QUANTITIES).index(name)])
+_Figures = Mapping[str, Mapping[str, str]]
 
 
-def _reason(net: str, name: str, shown: Mapping[str, Mapping[str, str]]) -> str:
-    """Why a figure differs: a misprint where a single digit does and the figures around it all match."""
-
-    def same(other_net: str, other: str) -> bool:
-        return str(_figure(other_net, other)) == shown[other_net][other]
-
-    if same(net, name):
+def _reason(net: str, name: str, printed: _Figures, ours: _Figures) -> str:
+    """Why a figure differs: a misprint where a single digit does and the rest of the row matches; empty where none."""
+    a, b = printed[net][name], ours[net][name]
+    if a == b:
         return ""
-    published, ours = str(_figure(net, name)), shown[net][name]
-    row = [same(net, other) for other in QUANTITIES if other != name]
-    column = [same(other, name) for other in PUBLISHED if other != net]
-    one_digit = len(published) == len(ours) and sum(a != b for a, b in zip(published, ours, strict=True)) == 1
-    if one_digit and all(row):
+    row = [printed[net][other] == ours[net][other] for other in QUANTITIES if other != name]
+    column = [printed[other][name] == ours[other][name] for other in PUBLISHED if other != net]
+    if len(a) == len(b) and sum(x != y for x, y in zip(a, b, strict=True)) == 1 and all(row):
         return (
-            f"misprint: {published} should read {ours}; one digit differs, while all {len(row)} other figures of the "
-            f"row and {sum(column)} of the {len(column)} others of the column match"
+            f"misprint: {a} should read {b}; one digit differs, while all {len(row)} other figures of the row and "
+            f"{sum(column)} of the {len(column)} others of the column match"
         )
-    return f"not explained: {published} is printed, {ours} is counted"
+    return f"not explained: {a} is printed, {b} is counted"
 
 
 # The paper's analytic claims ---------------------------------------------------------------------------------
@@ -245,8 +242,8 @@ def _claims(nets: Mapping[str, NetFacts]) -> tuple[Claim, ...]:
         Claim(
             where="§3.1", claim="16 multiplications against 8",
             counted=f"{filters.square} against {filters.channel_wise}",
-            how=f"two levels of scale 2 on one channel see {filters.field.height} × {filters.field.width} pixels: one "
-            f"2D filter of that size has {filters.square} weights, one channel-wise filter per level "
+            how=f"read so: two levels of scale 2 on one channel see {filters.field.height} × {filters.field.width} "
+            f"pixels; one 2D filter of that size has {filters.square} weights, one channel-wise filter per level "
             f"{filters.channel_wise} in all. Weights, not work: one value computed alone takes {filters.alone} "
             "multiplications, because the first level's filter runs at several positions",
         ),

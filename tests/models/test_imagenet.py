@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
+import json
 import pickle
 import re
+import subprocess
+import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -284,3 +288,52 @@ def test_code_in_a_file_is_not_run(tmp_path: Path) -> None:
     assert not target.exists()
     pickle.loads(bomb.read_bytes())
     assert target.exists()  # it would have
+
+
+# The command line ----------------------------------------------------------------------------------------------
+
+
+def train(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "onenet_bench.cli", "train", *words, "--resolution", "32", "--out", "mine"]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
+
+
+def test_train_starts_from_the_weights(tmp_path: Path) -> None:
+    theirs, _ = pair("resnet_basic")
+    torch.save(theirs.state_dict(), tmp_path / "resnet.pth")
+    widths, repeats = SMALL["resnet_basic"]
+    levels = ", ".join(
+        f'{{kind = "resnet_basic", channels = {c}, repeat = {n}}}' for c, n in zip(widths[1:], repeats, strict=True)
+    )
+    grown = ", ".join(f'{{kind = "conv2d", channels = {c}}}' for c in reversed(widths[:-1]))
+    (tmp_path / "net.toml").write_text(
+        f'classes = 2\nclassifier = 1000\nstem = {{kind = "resnet", channels = {widths[0]}, repeat = 1}}\n'
+        f'encoder = [{levels}]\ndecoder = [{grown}, {{kind = "conv2d", channels = 8, skip = false}}]\n'
+    )
+    words = ("net.toml", "--seed", "1", "--steps", "1", "--learning-rate", "1e-12", "--weights", "resnet.pth", "--json")
+    done = train(*words, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    record = json.loads(done.stdout)["record"]
+    assert record["provenance"]["weights"] == {
+        "file": "resnet.pth",
+        "sha256": hashlib.sha256((tmp_path / "resnet.pth").read_bytes()).hexdigest(),
+    }
+    net, _ = models.load_checkpoint(tmp_path / "mine" / record["artifacts"]["weights"])
+    trained = net.state_dict()["encoder.4.0.conv2.weight"]
+    torch.testing.assert_close(trained, theirs.state_dict()["layer4.0.conv2.weight"], rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["unet_4", "--weights", "resnet.pth"], "behind a resnet stem, but this net is conv2d"),
+        (["resnet34_unet", "--weights", "resnet.pth"], r"'conv1.weight' must have the shape \(64, 3, 7, 7\)"),
+        (["resnet34_unet", "--weights", "none.pth"], "none.pth is none: No such file"),
+    ],
+)
+def test_wrong_weights_end_with_one_sentence_and_leave_nothing(words: list[str], sentence: str, tmp_path: Path) -> None:
+    torch.save(changed(), tmp_path / "resnet.pth")
+    done = train(*words, cwd=tmp_path)
+    assert done.returncode == 2
+    assert re.fullmatch(f"onenet-bench: .*{sentence}.*\n", done.stderr), done.stderr
+    assert not (tmp_path / "mine").exists()
