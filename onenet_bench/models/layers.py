@@ -69,6 +69,34 @@ def recover_channels(x: Tensor, height: int, width: int) -> Tensor:
     return x.reshape(x.shape[0], height, width, -1).permute(0, 3, 1, 2)
 
 
+class ChannelConv(nn.Conv2d):
+    """A 1x1 convolution, with its ReLU where ``relu`` says so: the paper's channel-wise 1D convolution.
+
+    In and out: (B, C, H, W) and (B, C', H, W). On one CPU thread torch gives 1x1 convolutions of fewer than 16 images
+    to its slow library. Channels-last memory is a list of B·H·W positions, whatever the images they belong to, so it
+    is read, where it lies, as 16 images of one row.
+    """
+
+    relu = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, c, h, w = x.shape
+        slow = x.device.type == "cpu" and b < IMAGES and torch.get_num_threads() == 1
+        if not slow or b * h * w < 4096 or b * h * w % IMAGES:
+            return self._convolve(x)
+        rows = x.permute(0, 2, 3, 1).reshape(IMAGES, 1, -1, c).permute(0, 3, 1, 2)  # (16, C, 1, B·H·W/16)
+        out = self._convolve(rows)  # (16, C', 1, B·H·W/16)
+        return out.permute(0, 2, 3, 1).reshape(b, h, w, -1).permute(0, 3, 1, 2)
+
+    def _convolve(self, x: Tensor) -> Tensor:
+        x = super().forward(x)
+        return F.relu(x, inplace=True) if self.relu else x
+
+
+IMAGES = 16
+"""From so many images on, torch's fast library takes 1x1 convolutions on one thread too."""
+
+
 class SpatialConv(nn.Module):
     """The paper's spatial convolution: one filter of k taps over (B, 1, H·W·C), with bias, reflection padding and ReLU.
 
@@ -167,7 +195,7 @@ class _Banded(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, Tensor, Tensor, None]:
         flat, weight, taps, out = ctx.saved_tensors  # (B, 1, N), (1, 1, k), (16, 16, 1, 3), (B, 1, N)
-        g = torch.where(out > 0, g, 0)  # (B, 1, N): through the ReLU
+        g = torch.ops.aten.threshold_backward(g, out, 0)  # (B, 1, N): through the ReLU
         kernel, n = weight.shape[-1], flat.shape[-1]
         side = kernel // 2
         to_input = None

@@ -6,12 +6,13 @@ The names in the state dict are the rows' names, e.g. ``encoder.1.channel_1.conv
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from onenet_bench.models.layers import SpatialConv, channels_last
+from onenet_bench.models.layers import ChannelConv, SpatialConv, channels_last
 from onenet_bench.plan import Row, check_resolution, plan
 from onenet_bench.spec import NetSpec
 
@@ -20,6 +21,8 @@ MEAN, DEVIATION = 0.45, 0.225
 
 
 def _conv(row: Row) -> nn.Module:
+    if row.kernel == row.stride == row.groups == 1:
+        return ChannelConv(row.c_in, row.c_out, 1, bias=row.bias)
     padding = (row.kernel - 1) // 2 if row.stride == 1 or row.kernel > 1 else 0
     return nn.Conv2d(
         row.c_in, row.c_out, row.kernel, stride=row.stride, padding=padding, groups=row.groups, bias=row.bias
@@ -59,34 +62,54 @@ class UNet(nn.Module):
         super().__init__()
         self.spec = spec
         self._plan = plan(spec, (spec.in_channels, spec.total_scale, spec.total_scale))  # layers know no resolution
-        for row in self._plan.rows:
-            if row.op in MODULES:
-                module = MODULES[row.op](row)
+        last_read = {source: i for i, row in enumerate(self._plan.rows) if row.runs for source in row.inputs}
+        self._steps: list[_Step] = []
+        for index, row in enumerate(self._plan.rows):
+            module = MODULES[row.op](row) if row.op in MODULES else None
+            if module is not None:
                 if row.op in ("conv", "up"):
                     weight = module.get_parameter("weight")
                     weight.data = weight.data.contiguous(memory_format=torch.channels_last)
                 _attach(self, row.name, module)
-        self._rows = [(index, row) for index, row in enumerate(self._plan.rows) if row.runs]
-        last_read = {source: index for index, row in self._rows for source in row.inputs}
-        self._dead_after: dict[int, list[int]] = {}
-        for source, index in last_read.items():
-            self._dead_after.setdefault(index, []).append(source)
+            if row.runs:
+                dead = [source for source in set(row.inputs) if last_read[source] == index]
+                self._steps.append(_Step(index, row, module, dead, self._ends_with(row)))
+
+    def _ends_with(self, row: Row) -> bool:
+        """Whether ``row`` is a ReLU that the module before it does itself, where no autograd view is in the way."""
+        before = self._plan.rows[row.inputs[0]] if row.op == "relu" else None
+        if before is None or before.op not in MODULES:
+            return False
+        module = self.get_submodule(before.name)
+        if isinstance(module, ChannelConv):
+            module.relu = True
+        return isinstance(module, ChannelConv | SpatialConv)
 
     def forward(self, image: Tensor) -> Tensor:
         check_resolution(self.spec, *image.shape[-2:])
         tensors = {-1: channels_last(image)}
-        for index, row in self._rows:
+        for index, row, module, dead, done in self._steps:
             inputs = [tensors[source] for source in row.inputs]
-            for dead in self._dead_after.get(index, ()):
-                del tensors[dead]
-            if row.op in MODULES:
-                tensors[index] = self.get_submodule(row.name)(inputs[0])
-            elif row.op == "relu" and self._plan.rows[row.inputs[0]].op == "spatial":
-                tensors[index] = inputs[0]  # a spatial convolution ends with its ReLU
+            for source in dead:
+                del tensors[source]
+            if done:
+                tensors[index] = inputs[0]
+            elif module is not None:
+                tensors[index] = module(inputs[0])
             else:
                 tensors[index] = ACTIONS[row.op](row, inputs)
             del inputs
         return tensors[self._plan.output]
+
+
+class _Step(NamedTuple):
+    """A row as it is executed."""
+
+    at: int  # the row's index
+    row: Row
+    module: nn.Module | None
+    dead: list[int]  # rows whose output nobody reads afterwards
+    done: bool  # a ReLU that the module before it did
 
 
 def _attach(root: nn.Module, path: str, module: nn.Module) -> None:
