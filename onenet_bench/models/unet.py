@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from onenet_bench.models.layers import ChannelConv, SpatialConv, channels_last
+from onenet_bench.models.layers import SpatialConv, channel_conv, channels_last
 from onenet_bench.plan import Row, check_resolution, plan
 from onenet_bench.spec import NetSpec
 
@@ -21,8 +21,6 @@ MEAN, DEVIATION = 0.45, 0.225
 
 
 def _conv(row: Row) -> nn.Module:
-    if row.kernel == row.stride == row.groups == 1:
-        return ChannelConv(row.c_in, row.c_out, 1, bias=row.bias)
     padding = (row.kernel - 1) // 2 if row.stride == 1 or row.kernel > 1 else 0
     return nn.Conv2d(
         row.c_in, row.c_out, row.kernel, stride=row.stride, padding=padding, groups=row.groups, bias=row.bias
@@ -73,27 +71,23 @@ class UNet(nn.Module):
                 _attach(self, row.name, module)
             if row.runs:
                 dead = [source for source in set(row.inputs) if last_read[source] == index]
-                self._steps.append(_Step(index, row, module, dead, self._ends_with(row)))
-
-    def _ends_with(self, row: Row) -> bool:
-        """Whether ``row`` is a ReLU that the module before it does itself, where no autograd view is in the way."""
-        before = self._plan.rows[row.inputs[0]] if row.op == "relu" else None
-        if before is None or before.op not in MODULES:
-            return False
-        module = self.get_submodule(before.name)
-        if isinstance(module, ChannelConv):
-            module.relu = True
-        return isinstance(module, ChannelConv | SpatialConv)
+                before = self._plan.rows[row.inputs[0]]
+                done = row.op == "relu" and (before.op == "spatial" or _is_channel_conv(before))
+                if done and before.op == "conv":
+                    self._steps[-1] = self._steps[-1]._replace(relu=True)
+                self._steps.append(_Step(index, row, module, dead, done, False))
 
     def forward(self, image: Tensor) -> Tensor:
         check_resolution(self.spec, *image.shape[-2:])
         tensors = {-1: channels_last(image)}
-        for index, row, module, dead, done in self._steps:
+        for index, row, module, dead, done, relu in self._steps:
             inputs = [tensors[source] for source in row.inputs]
             for source in dead:
                 del tensors[source]
             if done:
                 tensors[index] = inputs[0]
+            elif module is not None and _is_channel_conv(row):
+                tensors[index] = channel_conv(module, inputs[0], relu=relu)
             elif module is not None:
                 tensors[index] = module(inputs[0])
             else:
@@ -109,7 +103,12 @@ class _Step(NamedTuple):
     row: Row
     module: nn.Module | None
     dead: list[int]  # rows whose output nobody reads afterwards
-    done: bool  # a ReLU that the module before it did
+    done: bool  # a ReLU that the step before it did
+    relu: bool  # a 1x1 convolution that does the ReLU behind it
+
+
+def _is_channel_conv(row: Row) -> bool:
+    return row.op == "conv" and row.kernel == row.stride == row.groups == 1
 
 
 def _attach(root: nn.Module, path: str, module: nn.Module) -> None:
