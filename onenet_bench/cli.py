@@ -150,6 +150,7 @@ def front(run: Run, json_: Json = False) -> None:
 def profile(
     net: Net,
     resolution: Annotated[int, typer.Option(help="Side of the square input in pixels.")] = 256,
+    batch: Annotated[int, typer.Option(min=1, help="Images per step, for the peak of training.")] = 16,
     layers: Annotated[bool, typer.Option("--layers", help="Every layer, not only every level.")] = False,
     verify: Annotated[bool, typer.Option("--verify", help="Ask other counters too and name each difference.")] = False,
     json_: Json = False,
@@ -164,7 +165,7 @@ def profile(
 
     spec = zoo.read(net)
     lowered = plan(spec, (spec.in_channels, resolution, resolution))
-    counted = costs.count_plan(lowered)
+    counted = costs.count_plan(lowered, batch=batch)
     field = receptive_field(spec)
     verification = None
     if verify:
@@ -174,7 +175,8 @@ def profile(
     agrees = verification is None or verification.agrees
     if json_:
         _print_json(
-            {"net": net, "digest": spec.digest(), "resolution": resolution, "costs": counted.to_dict(),
+            {"net": net, "digest": spec.digest(), "resolution": resolution, "batch": batch,
+             "costs": counted.to_dict(),
              "receptive_field": field._asdict(), "levels": costs.by_level(lowered), "spec": spec.to_dict(),
              **({"layers": [row._asdict() for row in lowered.rows]} if layers else {}),
              **({"verification": verification.to_dict()} if verification else {})}

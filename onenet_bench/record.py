@@ -47,7 +47,7 @@ COSTS: dict[str, Column] = {
         "min",
     ),
     "peak_training_mib": Column(
-        "Peak training memory", "MiB", "most that lives in a step with AdamW on the recipe's batch, weights too", "min"
+        "Peak training memory", "MiB", "most that lives in a step with AdamW on one batch, weights included", "min"
     ),
     "paper_flops": Column(
         "FLOPs, paper's convention", "",

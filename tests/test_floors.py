@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).parent.parent / "onenet_bench"
 
 FLOORS = {
     "__init__": 0, "errors": 0,
-    "spec": 1, "task": 1, "recipe": 1,
+    "spec": 1, "task": 1, "recipe": 1, "palette": 1,
     "plan": 2, "record": 2,
     "memory": 3, "costs": 4, "space": 4, "field": 3, "screen": 5, "zoo": 3, "ledger": 3, "pareto": 3, "budget": 3,
     "models": 5, "measure": 6, "data": 5, "training": 5, "report": 5,

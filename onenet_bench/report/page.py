@@ -7,25 +7,17 @@ which its content security policy enforces.
 
 from __future__ import annotations
 
-import base64
-import colorsys
-import io
 import json
-import os
 import shlex
-import tempfile
-import zipfile
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import jinja2
 import numpy as np
-import numpy.typing as npt
 from markupsafe import Markup
-from PIL import Image
 from plotly.offline import get_plotlyjs
 
 from onenet_bench import __version__, pareto
@@ -35,24 +27,20 @@ from onenet_bench.plan import plan
 from onenet_bench.recipe import Recipe
 from onenet_bench.record import COSTS, SCORES, Record, Status
 from onenet_bench.report import figures, tables
+from onenet_bench.report.pictures import Pictures, pictures
 from onenet_bench.report.tables import NUMBERS, Run, Scale, read_run, show
+from onenet_bench.report.whole import write_whole
 from onenet_bench.spec import NetSpec
 from onenet_bench.task import Task
 
-SAMPLES = 4
-"""Images that are shown."""
 GALLERY = 6
 """Nets of the front whose predictions are shown without asking."""
-SIDE = 256
-"""Images and masks are shown with at most this many pixels a side."""
 PAGE_BYTES = 8_000_000
 """What a page may weigh with its predictions; those of the front come first and the rest while there is room."""
 CURVE_POINTS = 12_000
 """What the learning curves of all nets together may hold."""
 LISTED = 200
 """Candidates listed per reason."""
-
-Bytes = npt.NDArray[np.uint8]
 
 _WORDS = jinja2.Environment(
     loader=jinja2.PackageLoader("onenet_bench.report"),
@@ -66,20 +54,9 @@ _WORDS = jinja2.Environment(
 def write_report(run: Path, out: Path) -> Path:
     """Write the page of the run in folder ``run`` to ``out``, all of it or nothing, and return ``out``.
 
-    Raises LedgerError where there is no ledger that can be read, OSError where ``out`` cannot be written.
+    Raises LedgerError where there is no ledger that can be read, OnenetBenchError where ``out`` cannot be written.
     """
-    html = build_page(run)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=out.parent, prefix=f".{out.name}.", suffix=".part")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(html)
-        os.chmod(name, 0o644)
-        os.replace(name, out)
-    except BaseException:
-        os.unlink(name)
-        raise
-    return out
+    return write_whole(out, build_page(run))
 
 
 def build_page(run: Path) -> str:
@@ -549,136 +526,3 @@ def levels(spec: NetSpec, task: Task) -> list[dict[str, Any]]:
         )
     costs = by_level(plan(spec, (task.in_channels, task.resolution, task.resolution)))
     return [{"name": name, "words": words.get(name, ""), **numbers} for name, numbers in costs.items()]
-
-
-# Pictures --------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Pictures:
-    """The images of a page as data URIs."""
-
-    names: tuple[str, ...] = ()
-    images: tuple[str, ...] = ()
-    truths: tuple[str, ...] = ()
-    predictions: Mapping[int, list[str]] = field(default_factory=dict)
-    """By trial, in the order of ``images``."""
-    missing: Mapping[int, str] = field(default_factory=dict)
-    """By trial: why there is no prediction."""
-    note: str = ""
-    """What is missing altogether; empty where nothing is."""
-    legend: tuple[tuple[str, str], ...] = ()
-    """Class name and colour."""
-
-
-def pictures(run: Run, gallery: list[int], room: int) -> Pictures:
-    """The sample images, their truth, and predictions: of the trials in ``gallery`` always, of the front and then of
-    the other nets while all of it takes up to ``room`` bytes."""
-    colours = palette(run.task.classes, run.task.background)
-    legend = [(name, _hex(colour)) for name, colour in zip(run.task.class_names, colours, strict=True)]
-    try:
-        samples = _arrays(run.path / "samples.npz", images=4, masks=3, names=1)
-    except _Unreadable as error:
-        return Pictures(note=f"There are no sample images: {error}.", legend=tuple(legend))
-    if run.task.ignore_index in samples["masks"][:SAMPLES]:
-        legend.append(("not counted", _hex(IGNORED)))
-    images = [image_uri(image) for image in samples["images"][:SAMPLES]]
-    truths = [mask_uri(mask, colours, run.task.ignore_index) for mask in samples["masks"][:SAMPLES]]
-    room -= sum(map(len, images + truths))
-
-    predictions: dict[int, list[str]] = {}
-    missing: dict[int, str] = {}
-    best_first = run.complete.sort_values(run.first_pair[0].name, ascending=not run.first_pair[0].maximise)
-    for trial in dict.fromkeys([*gallery, *map(int, run.front["trial"]), *map(int, best_first["trial"])]):
-        where = run.record(trial).artifacts.get("predictions")
-        if trial not in gallery and room <= 0:
-            missing[trial] = "left out to keep this page small"
-        elif where is None:
-            missing[trial] = "no predictions were kept"
-        else:
-            try:
-                masks = _arrays(run.path / where, predictions=3)["predictions"][: len(images)]
-            except _Unreadable as error:
-                missing[trial] = str(error)
-            else:
-                predictions[trial] = [mask_uri(mask, colours, run.task.ignore_index) for mask in masks]
-                room -= sum(map(len, predictions[trial])) * (2 if trial in gallery else 1)  # shown in two places
-    return Pictures(
-        names=tuple(str(name) for name in samples["names"][:SAMPLES]),
-        images=tuple(images),
-        truths=tuple(truths),
-        predictions=predictions,
-        missing=missing,
-        legend=tuple(legend),
-    )
-
-
-class _Unreadable(Exception):
-    """An array file that is missing or is not what it should be; says so."""
-
-
-def _arrays(path: Path, **dimensions: int) -> dict[str, Any]:
-    """The arrays of ``path`` by name, each with the given number of dimensions. Raises _Unreadable."""
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            found = {name: file[name] for name in dimensions}
-    except FileNotFoundError as error:
-        raise _Unreadable(f"{path.name} is missing") from error
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise _Unreadable(f"{path.name} cannot be read") from error
-    for name, expected in dimensions.items():
-        if found[name].ndim != expected or (name != "names" and found[name].dtype != np.uint8):
-            raise _Unreadable(f"{path.name} does not hold {name} as uint8 in {expected} dimensions")
-    return found
-
-
-Colour = tuple[int, int, int]
-BACKGROUND: Colour = (27, 31, 36)
-IGNORED: Colour = (128, 134, 142)
-CLASSES: tuple[Colour, ...] = (
-    (230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66), (204, 121, 167), (213, 94, 0), (0, 114, 178),
-)  # fmt: skip
-"""The colours of Okabe and Ito (2008), which colour-blind readers can tell apart."""
-
-
-def palette(classes: int, background: int) -> list[Colour]:
-    """A colour per class: near black for the background, then CLASSES, then hues by the golden angle."""
-    colours: list[Colour] = []
-    for i in range(classes - 1):
-        if i < len(CLASSES):
-            colours.append(CLASSES[i])
-        else:
-            rgb = colorsys.hls_to_rgb(i * 0.381966 % 1, (0.45, 0.65, 0.8)[i % 3], 0.6)
-            colours.append((round(255 * rgb[0]), round(255 * rgb[1]), round(255 * rgb[2])))
-    colours.insert(background, BACKGROUND)
-    return colours
-
-
-def _hex(colour: Colour) -> str:
-    return "#{:02x}{:02x}{:02x}".format(*colour)
-
-
-def image_uri(image: Bytes) -> str:
-    """An image (C, H, W) as a PNG: three channels as colours, of any other number the first as grey."""
-    pixels = image.transpose(1, 2, 0) if len(image) == 3 else image[0]  # (H, W, 3) or (H, W)
-    made = Image.fromarray(np.ascontiguousarray(pixels))
-    if max(made.size) > SIDE:
-        made.thumbnail((SIDE, SIDE), Image.Resampling.BOX)
-    return _uri(made)
-
-
-def mask_uri(mask: Bytes, colours: list[Colour], ignore_index: int) -> str:
-    """Class indices (H, W) as a palette PNG; what is no class has the colour of IGNORED."""
-    step = -(-max(mask.shape) // SIDE)
-    small = np.ascontiguousarray(mask[::step, ::step])
-    used = int(small.max(initial=0)) + 1  # a short palette takes fewer bits per pixel
-    table = [IGNORED if i >= len(colours) or i == ignore_index else colours[i] for i in range(used)]
-    made = Image.frombytes("P", (small.shape[1], small.shape[0]), small.tobytes())
-    made.putpalette([channel for colour in table for channel in colour])
-    return _uri(made)
-
-
-def _uri(image: Image.Image) -> str:
-    buffer = io.BytesIO()
-    image.save(buffer, format="PNG", optimize=True)
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()

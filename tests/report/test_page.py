@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import errno
 import io
 import json
 import math
@@ -23,11 +24,14 @@ from PIL import Image
 from plotly.offline import get_plotlyjs
 
 from onenet_bench.costs import by_level
+from onenet_bench.errors import OnenetBenchError
 from onenet_bench.ledger import Ledger
+from onenet_bench.palette import BACKGROUND, IGNORED, palette
 from onenet_bench.plan import plan
 from onenet_bench.record import Status
 from onenet_bench.report import build_page, page, write_report
-from onenet_bench.report.page import BACKGROUND, IGNORED, image_uri, levels, mask_uri, page_facts, palette
+from onenet_bench.report.page import levels, page_facts
+from onenet_bench.report.pictures import image_uri, mask_uri
 from onenet_bench.report.tables import read_run
 from tests.report.conftest import RESOLUTION, MakeRun, Written, scenes
 
@@ -379,12 +383,12 @@ def test_the_page_is_written_whole_or_not_at_all(
     assert whole == build_page(copy.path)
 
     def fail(*_: object) -> None:
-        raise OSError("disk full")
+        raise OSError(errno.ENOSPC, "No space left on device")
 
     with Ledger(copy.path, create=False) as book:
         book.append("resume", {"provenance": {}})
     monkeypatch.setattr(os, "replace", fail)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(OnenetBenchError, match=r"front\.html is not: No space left on device"):
         write_report(copy.path, out)
     assert out.read_text("utf-8") == whole
     assert [path.name for path in out.parent.iterdir()] == ["front.html"]
