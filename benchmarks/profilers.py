@@ -1,7 +1,7 @@
 """How long it takes to count one candidate: onenet-bench beside fvcore, ptflops, torchinfo and torch's FlopCounterMode.
 
 Contestants take turns, net by net and round by round, so that a busy moment hits all of them. Writes
-``profilers.json``, ``.csv``, ``.md`` and ``.html`` to ``--out``. Run it from the top of a checkout:
+``profilers.json``, ``.csv``, ``.md`` and ``.png`` to ``--out``. Run it from the top of a checkout:
 
     python benchmarks/profilers.py
 """
@@ -16,6 +16,7 @@ import argparse
 import csv
 import gc
 import importlib.metadata
+import itertools
 import json
 import random
 import shlex
@@ -31,6 +32,7 @@ import plotly.graph_objects as go
 import torch
 import torch._dynamo  # which torch imports at its first meta tensor: not to be timed, and not under ptflops' patches
 from fvcore.nn import FlopCountAnalysis
+from picture import write_png
 from plotly.subplots import make_subplots
 from ptflops import get_model_complexity_info
 from torch import Tensor, nn
@@ -41,9 +43,11 @@ from onenet_bench import costs, models, space, zoo
 from onenet_bench.errors import SpecError
 from onenet_bench.measure.counters import plain_spatial
 from onenet_bench.record import Machine, provenance
+from onenet_bench.screen import screen
 from onenet_bench.spec import NetSpec
 
 OURS = "onenet-bench"
+SINGLE = "onenet-bench, single call"
 FVCORE = "fvcore"
 
 
@@ -97,7 +101,7 @@ def _ours(case: Case) -> int:
 
 CONTESTANTS: dict[str, Contestant] = {
     OURS: Contestant(_ours, None, "plan and count one spec, nothing cached; one of 25 calls in a row", calls=25),
-    f"{OURS}, single call": Contestant(_ours, None, "the same, one call right after a net was built and run"),
+    SINGLE: Contestant(_ours, None, "the same, one call right after a net was built, run and collected"),
     "FlopCounterMode, meta": Contestant(_flop_counter, "meta", "torch.utils.flop_counter on tensors without memory"),
     "torchinfo, meta": Contestant(_torchinfo, "meta", "torchinfo.summary on tensors without memory"),
     "ptflops aten, meta": Contestant(_ptflops("aten"), "meta", "ptflops, backend aten, on tensors without memory"),
@@ -108,7 +112,7 @@ CONTESTANTS: dict[str, Contestant] = {
     "ptflops pytorch, CPU": Contestant(_ptflops("pytorch"), "cpu", "ptflops, backend pytorch, on CPU tensors"),
     FVCORE: Contestant(_fvcore, "cpu", "fvcore's FlopCountAnalysis, which needs CPU tensors"),
 }
-PEERS = [name for name in CONTESTANTS if not name.startswith(OURS)]
+PEERS = [name for name, contestant in CONTESTANTS.items() if contestant.device]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -195,6 +199,18 @@ def measure(cases: Sequence[Case], rounds: int, label: str) -> list[Row]:
     return [row_of(label, case.name, name, samples[case.name, name]) for case in cases for name in names]
 
 
+def vectorised(rounds: int) -> dict[str, Any]:
+    """Seconds per candidate where a whole space is screened at once."""
+    chosen, side = space.load("levels"), 64
+    seconds = []
+    for _ in range(rounds):
+        start = time.perf_counter()
+        screened = screen(chosen, side, classes=4)
+        seconds.append((time.perf_counter() - start) / len(screened))
+    first, middle, third = quartiles(seconds)
+    return {"space": chosen.name, "side": side, "candidates": len(screened), "q1": first, "count": middle, "q3": third}
+
+
 def row_of(label: str, net: str, contestant: str, samples: Sequence[tuple[int, float, float]]) -> Row:
     numbers, builds, counts = zip(*samples, strict=True)
     if len(set(numbers)) > 1:
@@ -219,6 +235,9 @@ def quartiles(values: Iterable[float]) -> tuple[float, float, float]:
 
 # Facts ---------------------------------------------------------------------------------------------------
 
+TIMED = {"count": "counting alone", "total": "with building the net"}
+AGAINST = {"fastest peer": PEERS, FVCORE: [FVCORE]}
+
 
 def summarise(rows: Sequence[Row]) -> list[dict[str, Any]]:
     """Per set of cases and contestant: median and quartiles over the nets of their medians, and candidates a second."""
@@ -238,26 +257,24 @@ def summarise(rows: Sequence[Row]) -> list[dict[str, Any]]:
 
 
 def ratios(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """How many times longer the fastest peer of each net, and fvcore, take: median, least and most over the nets."""
+    """How many times longer than ours the fastest peer of each net, and fvcore, take: median, least and most over
+    the nets."""
     facts = []
     for label in dict.fromkeys(row.cases for row in rows):
         nets = dict.fromkeys(row.net for row in rows if row.cases == label)
         by = {(row.net, row.contestant): row for row in rows if row.cases == label}
-        for against, names in (("fastest peer", PEERS), (FVCORE, [FVCORE])):
-            for timed in ("count", "total"):
-                found = [
-                    min(getattr(by[net, name], timed) for name in names) / getattr(by[net, OURS], timed) for net in nets
-                ]
-                facts.append({
-                    "cases": label, "against": against, "timed": timed, "nets": len(found),
-                    "median": statistics.median(found), "least": min(found), "most": max(found),
-                })  # fmt: skip
+        for ours, (against, names), timed in itertools.product((OURS, SINGLE), AGAINST.items(), TIMED):
+            found = [
+                min(getattr(by[net, name], timed) for name in names) / getattr(by[net, ours], timed) for net in nets
+            ]
+            facts.append({
+                "cases": label, "ours": ours, "against": against, "timed": timed, "nets": len(found),
+                "median": statistics.median(found), "least": min(found), "most": max(found),
+            })  # fmt: skip
     return facts
 
 
 # Writing -------------------------------------------------------------------------------------------------
-
-TIMED = {"count": "counting alone", "total": "with building the net"}
 
 
 def milliseconds(seconds: float) -> str:
@@ -292,15 +309,23 @@ def markdown(facts: dict[str, Any]) -> str:
                 lines.append(
                     f"| {row['contestant']} | {count} | {build} | {total} | {row['candidates_per_second']:,.1f} |"
                 )
-        lines += ["", "| times longer than onenet-bench | counting alone | with building the net |", "|---|---:|---:|"]
-        for against in ("fastest peer", FVCORE):
+        lines += ["", "Times longer, median (least – most) over the nets:", "",
+                  f"| peer : ours | {' | '.join(TIMED.values())} |", "|---|---:|---:|"]  # fmt: skip
+        for ours, against in itertools.product((OURS, SINGLE), AGAINST):
             cells = [
                 f"{r['median']:,.0f} ({r['least']:,.0f} – {r['most']:,.0f})"
-                for timed in TIMED for r in facts["ratios"]
-                if (r["cases"], r["against"], r["timed"]) == (label, against, timed)
-            ]  # fmt: skip
-            lines.append(f"| {against}: median (least – most) over the nets | {' | '.join(cells)} |")
-    lines += ["", "## What each does", ""]
+                for r in facts["ratios"]
+                if (r["cases"], r["ours"], r["against"]) == (label, ours, against)
+            ]
+            lines.append(f"| {against} : {ours} | {' | '.join(cells)} |")
+    whole = facts["vectorised"]
+    lines += [
+        "", "## A whole space at once", "",
+        f"All {whole['candidates']:,} candidates of the space `{whole['space']}` at {whole['side']} x {whole['side']}, "
+        f"vectorised, in the same run: {1e6 * whole['count']:.2f} µs per candidate "
+        f"({1e6 * whole['q1']:.2f} – {1e6 * whole['q3']:.2f}), {1 / whole['count']:,.0f} candidates a second.",
+        "", "## What each does", "",
+    ]  # fmt: skip
     lines += [f"- **{name}**: {what}" for name, what in facts["contestants"].items()]
     lines += ["", "## Net by net: counting alone, ms", "",
               f"| net | {' | '.join(CONTESTANTS)} |", f"|---|{'---:|' * len(CONTESTANTS)}"]  # fmt: skip
@@ -348,7 +373,7 @@ def write(facts: dict[str, Any], out: Path) -> None:
         writer.writeheader()
         writer.writerows(facts["rows"])
     (out / "profilers.md").write_text(markdown(facts), encoding="utf-8")
-    plot(facts).write_html(out / "profilers.html", include_plotlyjs=True)
+    write_png(plot(facts), out / "profilers.png")
 
 
 def main() -> None:
@@ -381,15 +406,15 @@ def main() -> None:
             "random": f"{len(cases['random'])} random candidates of the search spaces, sides next to {said.resolution}",
         },
         "contestants": {name: contestant.what for name, contestant in CONTESTANTS.items()},
+        "vectorised": vectorised(said.rounds),
         "summary": summarise(rows),
         "ratios": ratios(rows),
         "rows": [asdict(row) for row in rows],
     }
     write(facts, said.out)
     for ratio in facts["ratios"]:
-        print(
-            f"{ratio['cases']:7} {ratio['against']:13} {TIMED[ratio['timed']]:22} {ratio['median']:10,.0f} times longer"
-        )
+        what = f"{ratio['cases']}, {ratio['against']} : {ratio['ours']}, {TIMED[ratio['timed']]}"
+        print(f"{what:75} {ratio['median']:8,.0f}")
     print(said.out / "profilers.md")
 
 
