@@ -17,7 +17,7 @@ from onenet_bench.errors import DataError
 class Task:
     """Which data, which split, which classes, at which resolution.
 
-    ``data`` is the name that opened it (``synthetic`` or ``folder:PATH``), ``content`` a digest of what was
+    ``data`` is the name that opened it (``synthetic``, ``voc:PATH``, …), ``content`` a digest of what was
     found there, so that two tasks of one name over changed files are not the same task.
     ``train``, ``validation`` and ``test`` are numbers of images. ``resolution`` is the side of the square
     input in pixels. Class indices run from 0; ``background`` is one of them; pixels marked

@@ -8,7 +8,7 @@
 
 from __future__ import annotations
 
-from onenet_bench.data import folder, synthetic
+from onenet_bench.data import decathlon, folder, pets, synthetic, voc
 from onenet_bench.data._cache import cache_dir
 from onenet_bench.data.samples import Request, Samples, Source, Splits
 from onenet_bench.errors import DataError, known
@@ -19,6 +19,12 @@ __all__ = ["SOURCES", "Samples", "Source", "Splits", "cache_dir", "load", "open_
 SOURCES: dict[str, Source] = {
     "synthetic": synthetic.SOURCE,
     "folder": folder.SOURCE,
+    "voc": voc.SOURCE,
+    "pets-full": pets.FULL,
+    "pets-small": pets.SMALL,
+    "msd-heart": decathlon.HEART,
+    "msd-brain": decathlon.BRAIN,
+    "msd-lung": decathlon.LUNG,
 }
 
 

@@ -38,18 +38,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-import struct
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from onenet_bench.data import _cache
-from onenet_bench.data.samples import SPLITS, Request, Samples, Source, Splits
+from onenet_bench.data._images import BROKEN, broken, open_image, square_image, square_mask
+from onenet_bench.data.samples import SPLITS, Request, Samples, Source, Splits, shuffled
 from onenet_bench.errors import DataError
 from onenet_bench.task import Task
 
@@ -58,7 +56,6 @@ EXTENSIONS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".npy")
 IGNORED = 255
 MOST_CLASSES = 64
 
-_BROKEN = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
 _SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I;16N", "I")
 
 
@@ -84,10 +81,9 @@ class _Tree:
         total = hashlib.sha256(f"folder {VERSION}".encode())
         for path in sorted([*self.images.values(), *self.masks.values(), *self.others]):
             try:
-                with path.open("rb") as file:
-                    own = hashlib.file_digest(file, "sha256").hexdigest()
+                own = _cache.sha256(path)
             except OSError as error:
-                raise _broken(path, error) from error
+                raise broken(path, error) from error
             total.update(f"{path.relative_to(self.root).as_posix()}\0{own}\0".encode())
         return total.hexdigest()[:16]
 
@@ -206,30 +202,15 @@ def _lines(path: Path) -> list[str]:
 # -- reading files ---------------------------------------------------------------------------------------------------
 
 
-def _broken(path: Path, error: BaseException) -> DataError:
-    return DataError(f"{path} cannot be read ({error or type(error).__name__}); replace it or remove it")
-
-
 def _read_npy(path: Path) -> NDArray[Any]:
     try:
         array: NDArray[Any] = np.load(path, allow_pickle=False)
-    except _BROKEN as error:
-        raise _broken(path, error) from error
+    except BROKEN as error:
+        raise broken(path, error) from error
     return array
 
 
-def _open_image(path: Path) -> Image.Image:
-    try:
-        image = Image.open(path)
-        frames = getattr(image, "n_frames", 1)
-    except _BROKEN as error:
-        raise _broken(path, error) from error
-    if frames > 1 and image.format == "TIFF":
-        raise DataError(f"an image file holds one image, but {path} holds several; write one file for each")
-    return image
-
-
-def _channels_and_size(path: Path) -> tuple[int, bool, tuple[int, int]]:
+def channels_and_size(path: Path) -> tuple[int, bool, tuple[int, int]]:
     """Channels, whether of 16 bits, and (height, width); for all but ``.npy`` from the header alone."""
     if path.suffix.lower() == ".npy":
         array = _read_npy(path)
@@ -239,23 +220,23 @@ def _channels_and_size(path: Path) -> tuple[int, bool, tuple[int, int]]:
                 f"{array.dtype}; scale and save it as such"
             )
         return (1 if array.ndim == 2 else array.shape[2]), array.dtype == np.uint16, array.shape[:2]
-    with _open_image(path) as image:
+    with open_image(path) as image:
         if image.mode == "F":
             raise DataError(f"an image has 8 or 16 bits a channel, but {path} is of floating point; save it as .npy")
         gray = image.mode in ("1", "L", "LA", "La", *_SIXTEEN_BIT)
         return (1 if gray else 3), image.mode in _SIXTEEN_BIT, (image.height, image.width)
 
 
-def _read_image(path: Path, channels: int) -> NDArray[np.uint8] | NDArray[np.uint16]:
+def read_image(path: Path, channels: int) -> NDArray[np.uint8] | NDArray[np.uint16]:
     """(H, W, channels) as the file has it, alpha dropped."""
     if path.suffix.lower() == ".npy":
         array = _read_npy(path)
     else:
-        with _open_image(path) as image:
+        with open_image(path) as image:
             try:
                 image.load()
-            except _BROKEN as error:
-                raise _broken(path, error) from error
+            except BROKEN as error:
+                raise broken(path, error) from error
             wide = image.mode in _SIXTEEN_BIT
             array = np.asarray(image if wide else image.convert("L" if channels == 1 else "RGB"))
     if array.dtype != np.uint8:
@@ -277,7 +258,7 @@ def _read_mask(path: Path) -> NDArray[Any]:
                 f"a mask is (H, W) of integers, but {path} is {array.shape} of {array.dtype}; save class indices"
             )
     else:
-        with _open_image(path) as image:
+        with open_image(path) as image:
             if image.format in ("JPEG", "MPO") or image.info.get("compression") == "jpeg":
                 raise DataError(
                     f"a mask must be stored without loss, but {path} is a JPEG; make a PNG from the original labels"
@@ -289,8 +270,8 @@ def _read_mask(path: Path) -> NDArray[Any]:
                 )
             try:
                 image.load()
-            except _BROKEN as error:
-                raise _broken(path, error) from error
+            except BROKEN as error:
+                raise broken(path, error) from error
             array = np.asarray(image)
     if array.min() < 0:
         raise DataError(
@@ -320,10 +301,10 @@ def _look(tree: _Tree) -> _Facts:
     values: set[int] = set()
     brightest = 0
     for stem, path in tree.images.items():
-        channels, sixteen_bit, size = _channels_and_size(path)
+        channels, sixteen_bit, size = channels_and_size(path)
         first_with.setdefault(channels, path)
         if sixteen_bit:
-            brightest = max(brightest, int(_read_image(path, channels).max()))
+            brightest = max(brightest, int(read_image(path, channels).max()))
         mask = _read_mask(tree.masks[stem])
         if mask.shape != size:
             raise DataError(
@@ -379,8 +360,7 @@ def _divide(tree: _Tree, seed: int) -> dict[str, tuple[str, ...]]:
         raise DataError(
             f"three splits need at least 3 images, but {tree.root} has {len(stems)}; add images, or state a split"
         )
-    random = np.random.RandomState(np.random.MT19937(np.random.SeedSequence([seed])))
-    stems = [stems[place] for place in random.permutation(len(stems))]
+    stems = shuffled(stems, seed)
     part = max(1, round(0.15 * len(stems)))
     return {
         "train": tuple(stems[2 * part :]),
@@ -394,12 +374,7 @@ def _open(request: Request) -> Task:
     content = tree.content()
     facts = _facts(tree, content)
     names, _ = _classes(tree, facts.values)
-    sizes = {}
-    for split, stems in _divide(tree, request.seed).items():
-        wanted = getattr(request, split)
-        sizes[split] = len(stems) if wanted is None else wanted
-        if sizes[split] > len(stems):
-            raise DataError(f"the {split} split of {tree.root} has {len(stems)} images, but {wanted} were asked for")
+    found = {split: len(stems) for split, stems in _divide(tree, request.seed).items()}
     return Task(
         data=request.data,
         content=content,
@@ -409,7 +384,7 @@ def _open(request: Request) -> Task:
         seed=request.seed,
         background=names.index("background") if "background" in names else 0,
         ignore_index=IGNORED,
-        **sizes,
+        **request.sizes(found, tree.root),
     )
 
 
@@ -443,11 +418,10 @@ def _load(task: Task) -> Splits:
 
 def _square_image(path: Path, facts: _Facts, side: int) -> NDArray[np.uint8]:
     """(C, side, side)"""
-    image = _read_image(path, facts.channels)  # (H, W, C)
+    image = read_image(path, facts.channels)  # (H, W, C)
     if image.dtype == np.uint16:
         image = np.rint(image * (255 / max(facts.brightest, 1))).astype(np.uint8)
-    planes = (Image.fromarray(np.ascontiguousarray(image[..., c])) for c in range(facts.channels))
-    return np.stack([np.asarray(p.resize((side, side), Image.Resampling.BILINEAR)) for p in planes])
+    return square_image(image, side)
 
 
 def _square_mask(path: Path, values: tuple[int, ...], side: int) -> NDArray[np.uint8]:
@@ -455,8 +429,7 @@ def _square_mask(path: Path, values: tuple[int, ...], side: int) -> NDArray[np.u
     mask = _read_mask(path)  # (H, W)
     indices = np.searchsorted(values, mask)
     indices[mask == IGNORED] = IGNORED
-    image = Image.fromarray(indices.astype(np.uint8))
-    return np.asarray(image.resize((side, side), Image.Resampling.NEAREST))
+    return square_mask(indices.astype(np.uint8), side)
 
 
 SOURCE = Source(

@@ -5,8 +5,10 @@ Shapes: N images, C channels, H = W = the task's resolution in pixels.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +17,13 @@ from onenet_bench.errors import DataError
 from onenet_bench.task import Task
 
 SPLITS = ("train", "validation", "test")
+T = TypeVar("T")
+
+
+def shuffled(items: Sequence[T], seed: int) -> list[T]:
+    """The items in an order that is the seed's alone, on every machine."""
+    random = np.random.RandomState(np.random.MT19937(np.random.SeedSequence([seed])))
+    return [items[place] for place in random.permutation(len(items))]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -74,6 +83,16 @@ class Request:
             least = 0 if split == "test" else 1
             if size is not None and size < least:
                 raise DataError(f"the {split} split holds at least {least} images, but {size} were asked for")
+
+    def sizes(self, found: Mapping[str, int], root: Path) -> dict[str, int]:
+        """How many images of each split are used, of the numbers ``found`` at ``root``."""
+        sizes = {}
+        for split in SPLITS:
+            wanted = getattr(self, split)
+            sizes[split] = found[split] if wanted is None else wanted
+            if sizes[split] > found[split]:
+                raise DataError(f"the {split} split of {root} has {found[split]} images, but {wanted} were asked for")
+        return sizes
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from itertools import combinations
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import pytest
 from PIL import Image
 
 from onenet_bench import data
+from onenet_bench.data import tiny
 from onenet_bench.data.samples import SPLITS
 from onenet_bench.errors import DataError
 from onenet_bench.task import Task
@@ -30,6 +32,7 @@ def _folder(root: Path) -> str:
 EXAMPLES: dict[str, Callable[[Path], str]] = {  # makes a small data set and returns its name
     "synthetic": lambda _: "synthetic",
     "folder": _folder,
+    **{kind: partial(tiny.grow, kind) for kind in tiny.TREES},
 }
 SIZES = {"train": 5, "validation": 2, "test": 1}
 
@@ -114,7 +117,7 @@ def test_every_kind_has_an_example() -> None:
 
 
 def test_an_unknown_kind_lists_the_known() -> None:
-    with pytest.raises(DataError, match="unknown data kind 'imagenet'; known: folder, synthetic"):
+    with pytest.raises(DataError, match=r"unknown data kind 'imagenet'; known: folder, msd-brain, .*, synthetic, voc"):
         data.open_task("imagenet:somewhere")
 
 

@@ -304,7 +304,7 @@ def test_nothing_is_decoded_twice(root: Path, monkeypatch: pytest.MonkeyPatch) -
         raise AssertionError("decoded again")
 
     monkeypatch.setattr(folder, "_read_mask", never)
-    monkeypatch.setattr(folder, "_open_image", never)
+    monkeypatch.setattr(folder, "open_image", never)
     assert np.array_equal(data.load(_open(root)).train.images, first.train.images)
     assert isinstance(first.train.images, np.memmap)
 
