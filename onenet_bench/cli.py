@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 RUNS = Path("results/runs")
 TRAINED = Path("results/trained")
+REPRODUCED = Path("results/reproduce")
 REPORTS = Path("reports")
 
 app = typer.Typer(
@@ -31,17 +32,28 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
+data_app = typer.Typer(
+    help="Check and convert published data sets: voc, pets-full, pets-small, msd-heart, msd-brain, msd-lung.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+app.add_typer(data_app, name="data")
+
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 Net = Annotated[str, typer.Argument(help="A net of the zoo by name, or the path of a spec.toml.")]
 Run = Annotated[str, typer.Argument(help="A run's folder or name, or 'latest'.")]
-Data = Annotated[str, typer.Option(help="'synthetic', or 'folder:PATH' with images/ and masks/ in it.")]
+Data = Annotated[
+    str, typer.Option(help="'synthetic', 'folder:PATH' with images/ and masks/ in it, or a published set, 'voc:PATH'.")
+]
 Seed = Annotated[int, typer.Option(help="Decides split, proposals, initial weights and order of images.")]
-Device = Annotated[str, typer.Option(help="Where nets are trained: cpu, cuda, cuda:1, …")]
+Device = Annotated[str, typer.Option(help="Where nets run: cpu, cuda, cuda:1, …")]
 Epochs = Annotated[int | None, typer.Option(help="Passes over the training images.")]
 Steps = Annotated[int | None, typer.Option(help="Optimiser steps, instead of epochs.")]
 Batch = Annotated[int | None, typer.Option(help="Images per optimiser step.")]
 LearningRate = Annotated[float | None, typer.Option(help="Peak learning rate.")]
 Precision = Annotated[str | None, typer.Option(help="float32 or bf16.")]
+Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads (all cores).")]
+CheckpointFile = Annotated[Path, typer.Argument(help="A net's weights, as train and sweep leave them.")]
 
 
 def main() -> None:
@@ -58,7 +70,9 @@ def sweep(
     space: Annotated[str, typer.Option(help="A search space by name, or the path of its TOML file.")] = "depth_scale",
     data: Data = "synthetic",
     trials: Annotated[int | None, typer.Option(min=1, help="Candidates to train (20 where nothing is said).")] = None,
-    sampler: Annotated[str, typer.Option(help="Who proposes candidates: random, grid, nsga2 or tpe.")] = "tpe",
+    sampler: Annotated[
+        str, typer.Option(help="Who proposes candidates: frontier, random, grid, nsga2 or tpe.")
+    ] = "frontier",
     objectives: Annotated[str | None, typer.Option(help="Scores and costs, e.g. miou,parameters.")] = None,
     budget: Annotated[list[str] | None, typer.Option(help="A ceiling, e.g. 'macs <= 20M'; may be repeated.")] = None,
     resolution: Annotated[int | None, typer.Option(help="Side of the square input in pixels.")] = None,
@@ -277,8 +291,47 @@ def spaces(json_: Json = False) -> None:
 
 
 @app.command()
+def screen(
+    space: Annotated[str, typer.Option(help="A search space by name, or the path of its TOML file.")] = "depth_scale",
+    budget: Annotated[list[str] | None, typer.Option(help="A ceiling, e.g. 'macs <= 20M'; may be repeated.")] = None,
+    resolution: Annotated[int | None, typer.Option(min=1, help="Side of the square input (the space's own).")] = None,
+    classes: Annotated[int, typer.Option(min=1, help="Classes to tell apart.")] = 8,
+    channels: Annotated[int, typer.Option(min=1, help="Channels of the input.")] = 3,
+    most: Annotated[
+        int | None, typer.Option(min=1, help="Sample spaces with more combinations than this (2M).")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Decides the sample.")] = 0,
+    out: Annotated[Path | None, typer.Option(help=f"The HTML file ({REPORTS}/screen-NAME.html).")] = None,
+    json_: Json = False,
+) -> None:
+    """Count every candidate of a space before anything is trained: what fits a budget, and where to begin."""
+    from onenet_bench import screen as screening
+    from onenet_bench import space as spaces
+    from onenet_bench.budget import Budget
+    from onenet_bench.report import survey
+    from onenet_bench.report.screening import write_screening
+
+    reached = spaces.load(space)
+    limits = tuple(map(Budget.parse, budget)) if budget else reached.budget
+    found = screening.screen(
+        reached, resolution or reached.task.get("resolution", 64), classes=classes, in_channels=channels,
+        most=screening.MOST if most is None else most, seed=seed,
+    )  # fmt: skip
+    facts = survey.screening_facts(found, limits)
+    command = shlex.join(["onenet-bench", *sys.argv[1:]])
+    name = re.sub(r"[^\w.-]+", "-", reached.name)
+    page = write_screening(facts, out or REPORTS / f"screen-{name}.html", command)
+    if json_:
+        _print_json({**survey.to_dict(facts), "report": str(page)})
+    else:
+        _print(survey.terminal_table(facts))
+        print(f"\nreport: {page}")
+
+
+@app.command()
 def train(
-    net: Net,
+    context: typer.Context,
+    net: Annotated[str | None, typer.Argument(help="A net of the zoo by name, or the path of a spec.toml.")] = None,
     data: Data = "synthetic",
     resolution: Annotated[int, typer.Option(help="Side of the square input in pixels.")] = 64,
     epochs: Epochs = None,
@@ -286,30 +339,70 @@ def train(
     batch: Batch = None,
     learning_rate: LearningRate = None,
     precision: Precision = None,
+    recipe: Annotated[str, typer.Option(help="What options change: default, or paper.")] = "default",
+    optimiser: Annotated[str | None, typer.Option(help="adam or adamw.")] = None,
+    schedule: Annotated[str | None, typer.Option(help="constant, cosine, onecycle or paper.")] = None,
+    augmentation: Annotated[str | None, typer.Option(help="none, or e.g. flips+rotations+scale+intensity.")] = None,
+    deep_supervision: Annotated[float | None, typer.Option(help="Weight of the decoder's other heads' loss.")] = None,
+    patience: Annotated[int | None, typer.Option(help="Epochs without a better miou that end it; 0: never.")] = None,
+    keep: Annotated[str | None, typer.Option(help="Whose weights: of the last epoch, or of the best.")] = None,
     seed: Seed = 0,
     device: Device = "cpu",
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads (all cores).")] = None,
     weights: Annotated[Path | None, typer.Option(help="ImageNet weights for a ResNet encoder: resnet34-*.pth.")] = None,
+    log: Annotated[list[str] | None, typer.Option(help="csv or tensorboard, in the folder; may be repeated.")] = None,
     out: Annotated[Path | None, typer.Option(help=f"The folder for the weights (a new one in {TRAINED}).")] = None,
+    resume: Annotated[Path | None, typer.Option(help="Go on with the interrupted training in this folder.")] = None,
     json_: Json = False,
 ) -> None:  # fmt: skip
     """Train one net; its classes and channels follow the data."""
     import torch
 
+    from onenet_bench import costs, models, training, zoo
     from onenet_bench import data as data_sets
-    from onenet_bench import models, zoo
     from onenet_bench.evaluate import evaluate
-    from onenet_bench.plan import check_resolution
-    from onenet_bench.recipe import Recipe
+    from onenet_bench.recipe import RECIPES, Recipe
     from onenet_bench.record import Status, usable_cores
+    from onenet_bench.spec import NetSpec
+    from onenet_bench.task import Task
 
     _check_device(device)
-    recipe = _recipe(Recipe(), epochs, steps, batch, learning_rate, precision, seed)
-    task = data_sets.open_task(_absolute(data), resolution=resolution, seed=seed)
-    spec = replace(zoo.read(net), classes=task.classes, in_channels=task.in_channels)
-    check_resolution(spec, resolution, resolution)
-    pretrained = models.imagenet_weights(spec, models.read_imagenet_file(weights)) if weights else None
-    folder = out or _fresh(TRAINED / f"{Path(net).stem}-{datetime.now():%Y%m%d-%H%M%S}")
+    pretrained = started_from = None
+    if resume is not None:
+        said = {name for name in context.params if str(context.get_parameter_source(name)).endswith("COMMANDLINE")}
+        if other := sorted(said - {"resume", "device", "threads", "log", "json_"}):
+            raise RecipeError(
+                f"a resumed training stays what it was, but got {other[0].replace('_', '-')!r} too; leave it out"
+            )
+        asked = training.read_asked(resume)
+        chosen, task = Recipe.from_dict(asked["recipe"]), Task.from_dict(asked["task"])
+        spec, started_from = NetSpec.from_dict(asked["spec"]), asked.get("weights")
+        folder = resume
+    elif net is None:
+        raise RecipeError("train needs a net to begin with, or --resume FOLDER to go on, but got neither")
+    else:
+        if recipe not in RECIPES:
+            raise RecipeError(known("recipe", recipe, RECIPES))
+        chosen = _recipe(
+            RECIPES[recipe], epochs, steps, batch, learning_rate, precision, seed, optimiser=optimiser,
+            schedule=schedule, augmentation=augmentation, deep_supervision=deep_supervision, patience=patience,
+            keep=keep,
+        )  # fmt: skip
+        task = data_sets.open_task(_absolute(data), resolution=resolution, seed=seed)
+        spec = replace(zoo.read(net), classes=task.classes, in_channels=task.in_channels)
+        costs.count(spec, resolution, deep_supervision=chosen.deep_supervision > 0)  # raises where they do not fit
+        if weights:
+            pretrained = models.imagenet_weights(spec, models.read_imagenet_file(weights))
+            with weights.open("rb") as file:
+                started_from = {"file": weights.name, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+        folder = out or _fresh(TRAINED / f"{Path(net).stem}-{datetime.now():%Y%m%d-%H%M%S}")
+    checkpoints = training.Checkpointing(folder=folder, asked={"weights": started_from})
+    if resume is None and checkpoints.path.exists():
+        raise RecipeError(f"{folder} already holds a training; go on with --resume {folder}, or take another folder")
+    for kind in log or ():
+        if kind not in training.LOGS:
+            raise RecipeError(known("log", kind, training.LOGS))
+    logs = [context.with_resource(training.LOGS[kind](folder)) for kind in log or ()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -321,12 +414,14 @@ def train(
     def heard(progress: Any) -> bool:
         print(f"epoch {progress['epoch']}  loss {progress['loss']:.4f}  miou {progress.get('miou', float('nan')):.4f}  "
               f"{progress['seconds']:.0f} s", file=sys.stderr)  # fmt: skip
+        for write in logs:
+            write(progress)
         return True
 
-    record = evaluate(spec, task, recipe, device=device, run=folder, weights=pretrained, on_epoch=heard)
-    if weights:
-        with weights.open("rb") as file:
-            started_from = {"file": weights.name, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+    record = evaluate(
+        spec, task, chosen, device=device, run=folder, weights=pretrained, on_epoch=heard, checkpoints=checkpoints
+    )
+    if started_from:
         record = replace(record, provenance={**record.provenance, "weights": started_from})
     (folder / "record.json").write_text(json.dumps(record.to_dict(), indent=1), encoding="utf-8")
     if record.status is Status.FAILED:
@@ -340,15 +435,267 @@ def train(
     print(f"weights: {folder / record.artifacts['weights']}\nrecord:  {folder / 'record.json'}")
 
 
+@app.command()
+def reproduce(
+    table: Annotated[str, typer.Argument(help="table1, or table3.")],
+    root: Annotated[Path | None, typer.Option(help="The folder in which the archives were unpacked.")] = None,
+    data: Annotated[list[str] | None, typer.Option(help="A tree, e.g. voc=PATH; may be repeated.")] = None,
+    datasets: Annotated[str | None, typer.Option(help="Some of the table's, e.g. voc,msd-heart (all).")] = None,
+    methods: Annotated[str | None, typer.Option(help="Some of the table's, e.g. unet_4,onenet_e_4 (all).")] = None,
+    seeds: Annotated[str | None, typer.Option(help="Trainings of each cell (0,1,2; with --smoke 0,1).")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Passes over the training images (300).")] = None,
+    resolution: Annotated[int | None, typer.Option(help="Side of the square input in pixels (512).")] = None,
+    output_stride: Annotated[int, typer.Option(help="2: masks of half the input's side; 1: of the same.")] = 2,
+    batch: Annotated[int | None, typer.Option(help="Images per optimiser step (32).")] = None,
+    paper_classes: Annotated[bool, typer.Option("--paper-classes", help="The paper's outputs: 4 for Heart.")] = False,
+    weights: Annotated[list[str] | None, typer.Option(help="ImageNet weights, e.g. resnet34_unet=FILE.pth.")] = None,
+    smoke: Annotated[bool, typer.Option("--smoke", help="Try all of it on tiny drawn trees, in minutes.")] = False,
+    device: Device = "cpu",
+    threads: Threads = None,
+    out: Annotated[Path | None, typer.Option(help=f"The folder of its ledger ({REPRODUCED}/TABLE).")] = None,
+    html: Annotated[Path | None, typer.Option(help=f"The page ({REPORTS}/reproduce-TABLE.html).")] = None,
+    json_: Json = False,
+) -> None:  # fmt: skip
+    """Train the paper's table anew and set ours beside it; goes on where it was left; exit code 1 where cells lack."""
+    import torch
+
+    from onenet_bench import reproduce as reproduction
+    from onenet_bench.record import usable_cores
+    from onenet_bench.report import reproduce as published
+
+    _check_device(device)
+    if smoke and (root or data):
+        raise RecipeError("a smoke run draws its own data, but got --root or --data; leave them out, or --smoke")
+    kinds = reproduction.published(table).data
+    asked = reproduction.order(
+        table,
+        data=datasets.split(",") if datasets else None,
+        methods=methods.split(",") if methods else None,
+        seeds=_integers("--seeds", seeds or ("0,1" if smoke else "0,1,2")),
+        paths={**({kind: str(root) for kind in kinds} if root else {}), **_pairs("--data", data)},
+    )
+    base = reproduction.SMOKE if smoke else reproduction.Settings()
+    settings = replace(
+        base,
+        recipe=_recipe(base.recipe, epochs, None, batch, None, None, seed=0),
+        resolution=resolution or base.resolution,
+        output_stride=output_stride,
+        paper_classes=paper_classes,
+        weights={method: Path(path) for method, path in _pairs("--weights", weights).items()},
+    )
+    torch.set_num_threads(threads or (1 if smoke else usable_cores()))  # tiny nets are faster on one
+    name = f"{table}-smoke" if smoke else table
+    folder = out or REPRODUCED / name
+    finished = reproduction.reproduce(
+        asked, settings, folder, command=shlex.join(["onenet-bench", *sys.argv[1:]]), device=device,
+        heard=lambda line: print(line, file=sys.stderr),
+    )  # fmt: skip
+    facts = published.reproduction_facts(folder)
+    page = published.write_reproduction(facts, html or REPORTS / f"reproduce-{name}.html")
+    if json_:
+        _print_json({"folder": str(folder), "report": str(page), **published.to_dict(facts)})
+    else:
+        _print(published.terminal_table(facts))
+        print(f"\nrun:    {folder}\nreport: {page}")
+    if not finished:
+        print("interrupted; the same command goes on from here", file=sys.stderr)
+    raise typer.Exit(130 if not finished else 0 if facts.complete else 1)
+
+
+def _pairs(option: str, words: list[str] | None) -> dict[str, str]:
+    """``NAME=PATH`` words as a mapping."""
+    pairs = {}
+    for word in words or ():
+        name, equals, path = word.partition("=")
+        if not (name and equals and path) or name in pairs:
+            raise RecipeError(f"{option} reads NAME=PATH, each name once, but got {word!r}")
+        pairs[name] = path
+    return pairs
+
+
+def _integers(option: str, text: str) -> list[int]:
+    if not re.fullmatch(r"\d+(,\d+)*", text):
+        raise RecipeError(f"{option} reads 0,1,2, but got {text!r}")
+    return [int(word) for word in text.split(",")]
+
+
+@app.command("evaluate")
+def evaluate_checkpoint(
+    checkpoint: CheckpointFile,
+    data: Annotated[str | None, typer.Option(help="As for train (what the net was trained on).")] = None,
+    split: Annotated[str, typer.Option(help="test, validation or train, cut as in training.")] = "test",
+    resolution: Annotated[int | None, typer.Option(help="Side of the square input in pixels (as in training).")] = None,
+    device: Device = "cpu",
+    threads: Threads = None,
+    json_: Json = False,
+) -> None:
+    """Score a trained net on a split of its data or of other data."""
+    import torch
+    from rich.table import Table
+
+    from onenet_bench import inference
+    from onenet_bench.record import usable_cores
+
+    _check_device(device)
+    torch.set_num_threads(threads or usable_cores())
+    scored = inference.score(
+        inference.open_checkpoint(checkpoint, device),
+        None if data is None else _absolute(data),
+        split=split,
+        resolution=resolution,
+    )
+    for note in scored.notes:
+        print(f"onenet-bench: {note}", file=sys.stderr)
+    if json_:
+        _print_json({"checkpoint": str(checkpoint), **scored.to_dict()})
+        return
+    print(f"{scored.images} images, {split} split of {scored.task.data}, {scored.task.resolution} pixels\n")
+    for name, value in scored.scores.items():
+        print(f"{name:15} {_score(value)}")
+    print()
+    table = Table(box=None, padding=(0, 2))
+    table.add_column("class")
+    columns = {name: row for name, row in scored.per_class.items() if any(value is not None for value in row)}
+    for heading in columns:
+        table.add_column(heading, justify="right")
+    for index, name in enumerate(scored.task.class_names):
+        table.add_row(name, *(_score(row[index]) for row in columns.values()))
+    _print(table)
+
+
+@app.command()
+def predict(
+    checkpoint: CheckpointFile,
+    images: Annotated[list[Path], typer.Argument(help="PNG, JPEG, TIFF, NPY and NIfTI files, or folders of them.")],
+    out: Annotated[Path, typer.Option(help="The folder for masks/ and overlays/.")],
+    tile: Annotated[bool, typer.Option("--tile", help="Keep the scale of images: overlapping tiles, blended.")] = False,
+    white: Annotated[int | None, typer.Option(help="Of 16-bit images: the largest value in the training's.")] = None,
+    modality: Annotated[str | None, typer.Option(help="Of volumes: ct or mri (as the training's).")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace earlier predictions.")] = False,
+    device: Device = "cpu",
+    threads: Threads = None,
+    json_: Json = False,
+) -> None:
+    """Segment images and volumes at their own size; exit code 1 where a file could not be used, the others done."""
+    import torch
+    from rich.table import Table
+
+    from onenet_bench import inference
+    from onenet_bench.palette import palette
+    from onenet_bench.record import usable_cores
+
+    _check_device(device)
+    torch.set_num_threads(threads or usable_cores())
+    reading = inference.Reading(tile=tile, white=white, modality=modality)
+    ready = inference.open_checkpoint(checkpoint, device)
+    done: list[inference.Prediction] = []
+    failed: list[inference.Failure] = []
+    for outcome in inference.predict(ready, inference.jobs(images, out, overwrite=overwrite), reading):
+        if isinstance(outcome, inference.Failure):
+            failed.append(outcome)
+            print(f"onenet-bench: {outcome.reason}", file=sys.stderr)
+        else:
+            done.append(outcome)
+            if not json_:
+                print(f"{outcome.job.source} -> {outcome.job.mask}")
+    if coarse := sum(one.coarse for one in done):
+        print(
+            f"onenet-bench: {coarse} of {len(done)} images are more than {inference.COARSE} times as large as the "
+            f"net's {ready.task.resolution} pixels and were shrunk, as in training; --tile keeps their scale",
+            file=sys.stderr,
+        )
+    task = ready.task
+    colours = ["#{:02x}{:02x}{:02x}".format(*colour) for colour in palette(task.classes, task.background)]
+    if json_:
+        classes = [{"name": name, "colour": colour} for name, colour in zip(task.class_names, colours, strict=True)]
+        _print_json({"checkpoint": str(checkpoint), "classes": classes, "done": [one.to_dict() for one in done],
+                     "failed": [one.to_dict() for one in failed]})  # fmt: skip
+    elif done:
+        pixels = [sum(of_class) for of_class in zip(*(one.pixels for one in done), strict=True)]
+        table = Table(box=None, padding=(0, 2))
+        for heading in ("index", "class", "colour", "pixels"):
+            table.add_column(heading, justify="right" if heading in ("index", "pixels") else "left")
+        for index, (name, colour) in enumerate(zip(task.class_names, colours, strict=True)):
+            table.add_row(str(index), name, colour, f"{pixels[index] / sum(pixels):.2%}")
+        print()
+        _print(table)
+    raise typer.Exit(1 if failed else 0)
+
+
+def _score(value: float | None) -> str:
+    return "none" if value is None else f"{value:.4f}"
+
+
+@data_app.command("verify")
+def data_verify(
+    name: Annotated[str, typer.Argument(help="voc, pets-full, pets-small, msd-heart, msd-brain or msd-lung.")],
+    path: Annotated[Path, typer.Argument(help="The tree's own folder, or the one that its archive unpacks in.")],
+    json_: Json = False,
+) -> None:
+    """Hold a tree against what was published; exit code 1 where something is wrong, with what to fetch."""
+    from onenet_bench.data.verify import verify
+
+    _tell_progress()
+    found = verify(name, str(path))
+    if json_:
+        _print_json(found.to_dict())
+    else:
+        for line in found.agrees:
+            print(f"ok     {line}")
+        for line in found.problems[:20]:
+            print(f"wrong  {line}")
+        if len(found.problems) > 20:
+            print(f"wrong  and {len(found.problems) - 20} more; --json has them all")
+        for line in ("", *found.advice) if found.advice else ():
+            print(line)
+    raise typer.Exit(0 if found.passed else 1)
+
+
+@data_app.command("prepare")
+def data_prepare(
+    data: Annotated[str, typer.Argument(help="A data set by name and path, e.g. msd-heart:PATH.")],
+    resolution: Annotated[int, typer.Option(help="Side of the square input in pixels.")] = 64,
+    seed: Seed = 0,
+    json_: Json = False,
+) -> None:
+    """Convert a data set once, as training at this resolution and seed would; goes on where it was interrupted."""
+    from onenet_bench import data as data_sets
+
+    _tell_progress()
+    try:
+        task = data_sets.open_task(_absolute(data), resolution=resolution, seed=seed)
+        splits = data_sets.load(task)
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from here", file=sys.stderr)
+        raise typer.Exit(130) from None
+    if json_:
+        _print_json({"task": task.to_dict(), "cache": str(data_sets.cache_dir())})
+        return
+    for split in ("train", "validation", "test"):
+        samples = getattr(splits, split)
+        size = (samples.images.nbytes + samples.masks.nbytes) / 2**20
+        print(f"{split:10}  {len(samples):>7,} images  {size:>10,.1f} MiB")
+    print(f"classes:    {task.classes}\nchannels:   {task.in_channels}\ncache:      {data_sets.cache_dir()}")
+
+
+def _tell_progress() -> None:
+    """What the data rooms log goes to standard error."""
+    import logging
+
+    logger = logging.getLogger("onenet_bench.data")
+    logger.setLevel(logging.INFO)
+    logger.addHandler(logging.StreamHandler())
+
+
 def _recipe(
     base: Recipe, epochs: int | None, steps: int | None, batch: int | None, learning_rate: float | None,
-    precision: str | None, seed: int,
+    precision: str | None, seed: int, **more: Any,
 ) -> Recipe:  # fmt: skip
-    """``base`` with what the command line says."""
+    """``base`` with what the command line says; ``more`` are other fields, None where it says nothing."""
     if epochs is not None and steps is not None:
         raise RecipeError(f"a training is as long as its epochs or its steps, but got both: {epochs} and {steps}")
     said: dict[str, Any] = {"epochs": epochs, "steps": 0 if epochs is not None else steps, "batch": batch,
-            "learning_rate": learning_rate, "precision": precision}  # fmt: skip
+            "learning_rate": learning_rate, "precision": precision, **more}  # fmt: skip
     return replace(base, seed=seed, **{name: value for name, value in said.items() if value is not None})
 
 

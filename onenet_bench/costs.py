@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
+from onenet_bench.errors import RecipeError
 from onenet_bench.memory import BYTES, IN_PLACE, peak_elements, training_peak_bytes
 from onenet_bench.plan import Plan, Row, plan
 from onenet_bench.record import Costs
@@ -16,24 +17,39 @@ from onenet_bench.spec import NetSpec
 
 
 def count(
-    spec: NetSpec, resolution: int | tuple[int, int], *, batch: int | None = None, precision: str = "float32"
-) -> Costs:
+    spec: NetSpec, resolution: int | tuple[int, int], *, batch: int | None = None, precision: str = "float32",
+    deep_supervision: bool = False,
+) -> Costs:  # fmt: skip
     """The costs of ``spec`` for one image of ``resolution`` pixels (side of a square, or height and width).
 
-    ``peak_training_mib`` is counted where a ``batch`` is said. Raises SpecError where the resolution does not fit
-    the net.
+    ``peak_training_mib`` is counted where a ``batch`` is said. With ``deep_supervision`` it holds the decoder's other
+    heads too, whose multiply-adds are ``supervision_macs``; what an inference costs stays the same. Raises SpecError
+    where the resolution does not fit the net, RecipeError where there are no other heads.
     """
     height, width = (resolution, resolution) if isinstance(resolution, int) else resolution
-    return count_plan(plan(spec, (spec.in_channels, height, width)), batch=batch, precision=precision)
+    return count_plan(
+        plan(spec, (spec.in_channels, height, width)),
+        batch=batch, precision=precision, deep_supervision=deep_supervision,
+    )  # fmt: skip
 
 
-def count_plan(lowered: Plan, *, batch: int | None = None, precision: str = "float32") -> Costs:
+def count_plan(
+    lowered: Plan, *, batch: int | None = None, precision: str = "float32", deep_supervision: bool = False
+) -> Costs:
     """The costs of a net that is lowered already."""
+    if deep_supervision and len(lowered.heads) < 2:
+        raise RecipeError(
+            "deep supervision needs heads at two or more decoder levels, but the net has one; "
+            'give its spec heads = "all" and more levels, or leave deep supervision out'
+        )
     added = add_up(lowered.rows)
+    peak = None if batch is None else training_peak_bytes(lowered, batch, precision, deep_supervision) / 2**20
+    others = (lowered.rows[index] for index in lowered.heads if index != lowered.output)
     return Costs(
         **added.costs(),
         peak_inference_mib=BYTES * peak_elements(lowered) / 2**20,
-        peak_training_mib=None if batch is None else training_peak_bytes(lowered, batch, precision) / 2**20,
+        peak_training_mib=peak,
+        supervision_macs=sum(row.macs for row in others) if deep_supervision else None,
     )
 
 

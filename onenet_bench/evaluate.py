@@ -29,16 +29,24 @@ def evaluate(
     run: Path | None = None,
     weights: Mapping[str, torch.Tensor] | None = None,
     on_epoch: Callable[[Mapping[str, Any]], bool] | None = None,
+    checkpoints: training.Checkpointing | None = None,
 ) -> Record:
     """Train and score ``spec``; the Record is complete, stopped (``on_epoch`` returned False) or failed.
 
-    Whatever goes wrong in training becomes a failed Record with its reason; a bad spec or bad data raise. With a
+    Whatever goes wrong in training becomes a failed Record with its reason; a bad spec, recipe or data raise. With a
     folder ``run``, weights and predictions are left in it and named in the Record's artifacts. ``weights``, by the
     names of the net's state dict, are what training starts from; all others are drawn. ``on_epoch`` gets a dict of
-    epoch, step, loss, seconds and the scores of that moment.
+    epoch, step, loss, seconds and the scores of that moment. With ``checkpoints`` an interrupted training goes on;
+    a failed Record's history then begins where it went on.
     """
     began = time.perf_counter()
-    counted = costs.count(spec, task.resolution, batch=recipe.batch, precision=recipe.precision)
+    counted = costs.count(
+        spec, task.resolution, batch=recipe.batch, precision=recipe.precision,
+        deep_supervision=recipe.deep_supervision > 0,
+    )  # fmt: skip
+    if checkpoints:
+        asked = {"spec": spec.to_dict(), "task": task.to_dict(), **checkpoints.asked}
+        checkpoints = replace(checkpoints, asked=asked)
     splits = data.load(task)
     record = Record(
         trial=trial, spec=spec, choices=dict(choices or {}), task=task, recipe=recipe, machine=machine(device),
@@ -47,9 +55,7 @@ def evaluate(
     history: list[Mapping[str, Any]] = []
 
     def heard(progress: training.Progress) -> bool:
-        scores = {name: value for name in SCORES if (value := progress.scores.get(name)) is not None}
-        history.append({"epoch": progress.epoch, "step": progress.step, "loss": progress.loss,
-                        "seconds": progress.seconds, **scores})  # fmt: skip
+        history.append(_epoch(progress))
         return on_epoch is None or on_epoch(history[-1])
 
     try:
@@ -59,7 +65,7 @@ def evaluate(
         trained = training.fit(
             net, splits.train, splits.validation, recipe,
             classes=task.classes, background=task.background, ignore_index=task.ignore_index, device=device,
-            on_epoch=heard,
+            on_epoch=heard, checkpoints=checkpoints,
         )  # fmt: skip
         artifacts = _keep(net, splits.validation.images[task.shown], record, run, device) if run else {}
     except (RuntimeError, MemoryError, ArithmeticError, OSError) as error:  # what training can die of
@@ -68,12 +74,21 @@ def evaluate(
         record,
         status=Status.STOPPED if trained.stopped else Status.COMPLETE,
         reason="stopped early" if trained.stopped else "",
-        scores={name: value for name in SCORES if (value := trained.scores.get(name)) is not None},
-        per_class=dict(trained.scores["per_class"]),
-        history=tuple(history),
+        scores=_known(trained.scores),
+        per_class={name: row for name, row in trained.scores["per_class"].items() if any(v is not None for v in row)},
+        history=tuple(map(_epoch, trained.history)),
         seconds=time.perf_counter() - began,
         artifacts=artifacts,
     )
+
+
+def _known(scores: training.SplitScores) -> dict[str, float]:
+    return {name: value for name in SCORES if (value := scores.get(name)) is not None}
+
+
+def _epoch(progress: training.Progress) -> dict[str, Any]:
+    return {"epoch": progress.epoch, "step": progress.step, "loss": progress.loss, "seconds": progress.seconds,
+            **_known(progress.scores)}  # fmt: skip
 
 
 def machine(device: str) -> Machine:

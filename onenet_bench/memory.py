@@ -98,24 +98,27 @@ class _Heap:
         return self._holders[key] > 1
 
 
-def training_peak_bytes(lowered: Plan, batch: int, precision: str = "float32") -> int:
+def training_peak_bytes(
+    lowered: Plan, batch: int, precision: str = "float32", deep_supervision: bool = False
+) -> int:  # fmt: skip
     """The most bytes alive in a training step with AdamW that is not the first, for ``batch`` images.
 
     Parameters, buffers, gradients, the optimiser's two moments, images and masks, what the forward pass saves and
     what the backward pass makes. ``precision`` is float32 or bf16 (autocast: activations of two bytes, and a copy of
-    the weights).
+    the weights). With ``deep_supervision`` all heads run, each with a loss and a target of its size.
     """
     rows = lowered.rows
     narrow = 2 if precision == "bf16" else BYTES
     c, h, w = lowered.shape
-    logits = rows[lowered.output]
-    used = [row for row in rows if row.runs and row.parameters]
+    heads = lowered.heads if deep_supervision else (lowered.output,)
+    runs = {index for index, row in enumerate(rows) if row.runs or index in heads}
+    used = [row for index, row in enumerate(rows) if index in runs and row.parameters]
     tensors = sum(1 + (row.bias or row.op == "norm") for row in used)
     buffers = sum(_buffers(row) for row in rows)
     weights = sum(row.parameters for row in rows)
     scalars = 2 * BYTES  # the loss and the weight it is divided by
     moments = 2 * BYTES * sum(row.parameters for row in used) + BYTES * tensors
-    images = BYTES * batch * c * h * w + 8 * batch * logits.h_out * logits.w_out
+    images = BYTES * batch * c * h * w + 8 * batch * sum(rows[head].h_out * rows[head].w_out for head in heads)
     heap = _Heap(BYTES * weights + buffers + moments + images + scalars)
 
     last_read = {source: index for index, row in enumerate(rows) if row.runs for source in row.inputs}
@@ -130,7 +133,7 @@ def training_peak_bytes(lowered: Plan, batch: int, precision: str = "float32") -
     storage[-1] = heap.new(BYTES * batch * c * h * w if c > 1 else 0)  # in channels-last memory
     wide.add(-1)
     for index, row in enumerate(rows):
-        if not row.runs:
+        if index not in runs:
             continue
         source = row.inputs[0]
         kept: list[int] = []
@@ -173,23 +176,26 @@ def training_peak_bytes(lowered: Plan, batch: int, precision: str = "float32") -
             if last_read[read] == index:
                 heap.drop(storage[read])
 
-    # The loss. The training loop itself holds the logits, and float32 ones of narrow logits until they are used.
-    loss = BYTES * batch * logits.elements
-    as_float = heap.new(loss) if narrow < BYTES else None
-    log_softmax = heap.new(loss)
-    if as_float is not None:
-        heap.drop(as_float)
-    to_log_softmax = heap.new(loss)
-    to_logits = heap.new(loss)
-    heap.drop(to_log_softmax)
-    heap.drop(log_softmax)
-    if narrow < BYTES:
-        cast = heap.new(narrow * batch * logits.elements)
-        heap.drop(to_logits)
-        to_logits = cast
+    # The losses. The training loop itself holds the logits, and float32 ones of narrow logits until they are used.
+    log_softmax: dict[int, int] = {}
+    for head in heads:
+        as_float = heap.new(BYTES * batch * rows[head].elements) if narrow < BYTES else None
+        log_softmax[head] = heap.new(BYTES * batch * rows[head].elements)
+        if as_float is not None:
+            heap.drop(as_float)
+    pending: dict[int, tuple[int, bool]] = {}  # gradients of rows' outputs: (storage, is a view of more)
+    for head in reversed(heads):
+        to_log_softmax = heap.new(BYTES * batch * rows[head].elements)
+        to_logits = heap.new(BYTES * batch * rows[head].elements)
+        heap.drop(to_log_softmax)
+        heap.drop(log_softmax[head])
+        if narrow < BYTES:
+            cast = heap.new(narrow * batch * rows[head].elements)
+            heap.drop(to_logits)
+            to_logits = cast
+        pending[head] = (to_logits, False)
 
     # Backwards. What reaches a concatenation goes on as views of one storage.
-    pending: dict[int, tuple[int, bool]] = {lowered.output: (to_logits, False)}  # (storage, is a view of more)
 
     def give(index: int, key: int, view: bool) -> None:
         """A gradient for the output of row ``index``; the second one is added to the first, in place if it may be."""

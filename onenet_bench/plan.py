@@ -68,6 +68,11 @@ class Plan:
     rows: tuple[Row, ...]
     output: int
 
+    @property
+    def heads(self) -> tuple[int, ...]:
+        """The rows that make logits, deepest first: those that only deep supervision runs, and ``output``."""
+        return tuple(index for index, row in enumerate(self.rows) if row.name.rpartition(".")[2] == "head")
+
 
 BAND = 16
 """Channels of a spatial convolution's banded form: the vector width that CPU convolution kernels pad to anyway."""

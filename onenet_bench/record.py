@@ -49,6 +49,10 @@ COSTS: dict[str, Column] = {
     "peak_training_mib": Column(
         "Peak training memory", "MiB", "most that lives in a step with AdamW on one batch, weights included", "min"
     ),
+    "supervision_macs": Column(
+        "MACs of deep supervision", "", "multiply-adds of the decoder's other heads, forward pass of one image; in "
+        "training alone", "min",
+    ),
     "paper_flops": Column(
         "FLOPs, paper's convention", "",
         "2 x torchinfo's mult-adds: with biases and norms, transposed convolutions counted too high", "min",
@@ -65,10 +69,18 @@ SCORES: dict[str, Column] = {
     "miou_fg": Column("mIoU, foreground", "", "mIoU without the background", "max"),
     "dice": Column("Dice", "", "macro 2TP/(2TP+FP+FN)", "max"),
     "dice_fg": Column("Dice, foreground", "", "Dice without the background", "max"),
+    "dice_case_fg": Column(
+        "Dice by case, foreground", "", "Dice of every patient volume whose truth has the class; mean over cases, then "
+        "classes", "max",
+    ),
+    "map50": Column(
+        "mAP, IoU ≥ 0.5", "", "one detection per image and class, scored by its mean probability; area under the "
+        "interpolated precision-recall curve", "max",
+    ),
     "pixel_accuracy": Column("Pixel accuracy", "", "share of valid pixels with the right class", "max"),
     "ce": Column("Cross-entropy", "nat", "mean over the split's valid pixels", "min"),
     "ce_weighted": Column("Cross-entropy, weighted", "nat", "the same with the background's weight", "min"),
-}
+}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -86,6 +98,7 @@ class Costs:
     paper_flops: int
     paper_memory_mb: float
     peak_training_mib: float | None = None
+    supervision_macs: int | None = None
     latency_ms: float | None = None
     uncounted: tuple[str, ...] = ()
 

@@ -2,16 +2,17 @@
 
 Costs are sums (and peaks are maxima) over the levels of a net, and a level's part depends on a few of the choices
 only. So every level is lowered once for every combination of *its* choices, by the same ``plan`` that builds single
-nets, and the candidates gather what belongs to them. The numbers are those of ``costs.count`` to the integer.
+nets, and the candidates gather what belongs to them. The numbers are those of ``costs.count`` to the integer (up to
+2^53, which float64 holds exactly).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from inspect import signature
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -27,16 +28,23 @@ from onenet_bench.space import SearchSpace, compose, fill
 MOST = 2_000_000
 """Spaces with more combinations than this are sampled."""
 
-SCREENED = tuple(name for name in COSTS if name not in ("latency_ms", "peak_training_mib"))
-"""The costs that are known for every candidate: all but the one that needs a machine and the one that needs a batch."""
+SUMS = len(costs.Sums._fields)
+SCREENED = tuple(name for name in COSTS if name in costs.Sums(*[0] * SUMS).costs() or name == "peak_inference_mib")
+"""The costs that are known for every candidate: sums over rows, and the peak that needs neither machine nor batch."""
 
 DEFAULTS = {
     name: parameter.default
     for name, parameter in signature(compose).parameters.items()
     if parameter.default is not parameter.empty and name != "in_channels"
 }
+NEUTRAL = {**DEFAULTS, "encoder": "conv2d"}
+"""What stands in for choices that a level does not depend on: nets of these exist, whatever else is chosen."""
+
 Ints = npt.NDArray[np.int64]
-SUMS = len(costs.Sums._fields)
+PEAK, FOUND, NAME = range(SUMS, SUMS + 3)
+"""What is known of a level: its sums, its own peak in elements, whether there is such a net, and its name's number."""
+CODES = 1 << 62
+"""Combinations that a number of 64 bits can tell apart."""
 BATCH = 1 << 17
 """Candidates that are gathered at a time, so that memory stays small."""
 
@@ -52,6 +60,8 @@ class Screening:
 
     space: SearchSpace
     resolution: int
+    classes: int
+    in_channels: int
     options: Mapping[str, npt.NDArray[np.int16]]
     costs: Mapping[str, npt.NDArray[np.float64]]
     possible: npt.NDArray[np.bool_]
@@ -70,7 +80,9 @@ class Screening:
         mask = self.possible.copy()
         for limit in budget:
             if limit.cost not in SCREENED:
-                raise SpaceError(f"a screening knows {', '.join(SCREENED)}, but the budget asks for {limit.cost}")
+                raise SpaceError(
+                    f"a screening knows {', '.join(SCREENED)}, but the budget asks for {limit.cost}; leave it out"
+                )
             mask &= self.costs[limit.cost] <= limit.limit
         return mask
 
@@ -87,38 +99,38 @@ def screen(
     space: SearchSpace, resolution: int, *, classes: int, in_channels: int = 3, most: int = MOST, seed: int = 0
 ) -> Screening:
     """The costs of all combinations of ``space`` for images of ``resolution`` pixels, or of ``most`` drawn at random
-    (with replacement, by ``seed``) where there are more."""
+    (with replacement, by ``seed``) where there are more. Raises SpaceError for a space that says no depth or width.
+    """
+    if missing := sorted({"depth", "width"} - set(space.net)):
+        raise SpaceError(f"[net] of a space says depth and width, but that of {space.name} says no {missing[0]}")
     sizes = [len(options) for options in space.choices.values()]
     sampled = space.size > most
     number = most if sampled else space.size
     draws = np.random.default_rng(seed)
-    options: dict[str, npt.NDArray[np.int16]] = {}
-    for place, (name, size) in enumerate(zip(space.choices, sizes, strict=True)):
+    chosen = np.empty((len(sizes), number), dtype=np.int16)
+    for place, size in enumerate(sizes):
         if sampled:
-            options[name] = draws.integers(size, size=number, dtype=np.int16)
+            chosen[place] = draws.integers(size, size=number, dtype=np.int16)
         else:  # the last decision runs fastest, as in SearchSpace.enumerate
             one = np.arange(size, dtype=np.int16).repeat(math.prod(sizes[place + 1 :]))
-            options[name] = np.tile(one, number // len(one))
+            chosen[place] = np.tile(one, number // len(one))
+    memo: _Memo = {}
     parts = [
-        _Part(
-            space, resolution, classes, in_channels, {name: at[start : start + BATCH] for name, at in options.items()}
-        )
+        _Part(space, resolution, classes, in_channels, chosen[:, start : start + BATCH]).count(memo)
         for start in range(0, number, BATCH)
     ]
-    tables: dict[Any, Any] = {}  # of levels that were lowered already
-    numbers = [part.count(tables) for part in parts]
-    possible = np.concatenate([n[0] for n in numbers])
-    sums = costs.Sums(*(np.concatenate([n[1][i] for n in numbers]) for i in range(SUMS)))
-    peaks = np.concatenate([n[2] for n in numbers])
+    possible = np.concatenate([part.possible for part in parts])
+    sums = costs.Sums(*(np.concatenate([part.sums[i] for part in parts]) for i in range(SUMS)))
+    peaks = np.concatenate([part.peaks for part in parts])
     known = {**sums.costs(), "peak_inference_mib": memory.BYTES * peaks / 2**20}
-    names = np.concatenate([n[3] for n in numbers])
-    names[~possible] = 0
     first = np.zeros(number, dtype=bool)
-    first[np.unique(names, return_index=True)[1]] = True
+    first[np.unique(np.concatenate([part.names for part in parts]), return_index=True)[1]] = True
     return Screening(
         space=space,
         resolution=resolution,
-        options=options,
+        classes=classes,
+        in_channels=in_channels,
+        options=dict(zip(space.choices, chosen, strict=True)),
         costs={name: np.where(possible, known[name], np.nan) for name in SCREENED},
         possible=possible,
         distinct=first & possible,
@@ -126,37 +138,71 @@ def screen(
     )
 
 
+_Memo = dict[tuple[str, int], dict[tuple[int, ...], list[int]]]
+"""By level and by how many levels the net has; then by the options of the choices that matter there."""
+
+
+class _Counted(NamedTuple):
+    """What is known of some combinations; all but ``possible`` is zero where there is no net."""
+
+    possible: npt.NDArray[np.bool_]
+    sums: list[Ints]
+    peaks: Ints  # elements
+    names: npt.NDArray[np.uint64]  # equal for equal nets
+
+
 class _Part:
-    """Some combinations of a space, and how ``compose`` would read them."""
+    """Some combinations of a space, as indices of options (choices, combinations)."""
 
     def __init__(
-        self, space: SearchSpace, resolution: int, classes: int, in_channels: int, options: Mapping[str, Any]
+        self, space: SearchSpace, resolution: int, classes: int, in_channels: int, chosen: npt.NDArray[np.int16]
     ) -> None:
-        self.space, self.resolution, self.options = space, resolution, options
-        self.classes, self.in_channels = classes, in_channels
-        self.number = len(next(iter(options.values())))
+        self.space, self.resolution, self.classes, self.in_channels = space, resolution, classes, in_channels
+        self.chosen = chosen
+        self.places = {name: place for place, name in enumerate(space.choices)}
+        self.number = chosen.shape[1]
 
-    def count(self, tables: dict[Any, Any]) -> tuple[npt.NDArray[np.bool_], list[Ints], Ints, npt.NDArray[np.uint64]]:
-        """Which are possible; the sums; the peaks in elements; a number for each net."""
-        possible = np.zeros(self.number, dtype=bool)
-        sums = [np.zeros(self.number, dtype=np.int64) for _ in range(SUMS)]
-        peaks = np.zeros(self.number, dtype=np.int64)
-        names = np.zeros(self.number, dtype=np.uint64)
-        for depth, rows in self._groups("depth"):
+    def count(self, memo: _Memo) -> _Counted:
+        """Count them; ``memo`` holds the levels that were lowered already, and gets those that are lowered here."""
+        counted = _Counted(
+            np.zeros(self.number, dtype=bool),
+            [np.zeros(self.number, dtype=np.int64) for _ in range(SUMS)],
+            np.zeros(self.number, dtype=np.int64),
+            np.zeros(self.number, dtype=np.uint64),
+        )
+        for depth, rows in self._by_depth():
             found = np.ones(len(rows), dtype=bool)
-            kept = self._kept(int(depth), rows)
-            for level, reach, relevant in self._levels(int(depth)):
-                table, codes = self._lowered(level, reach, relevant, rows, tables)
-                values = table[codes]  # (rows, SUMS + 3): sums, peak, whether there is a net, its number
-                found &= values[:, SUMS + 1] != 0
-                for i in range(SUMS):
-                    sums[i][rows] += values[:, i]
-                peaks[rows] = np.maximum(peaks[rows], values[:, SUMS] + kept[level])
-                names[rows] = names[rows] * np.uint64(0x9E3779B97F4A7C15) + values[:, SUMS + 2].view(np.uint64)
-            possible[rows] = found
-        return possible, sums, peaks, names
+            sums = np.zeros((SUMS, len(rows)), dtype=np.int64)
+            names = np.zeros(len(rows), dtype=np.uint64)
+            peaks: dict[str, Ints] = {}
+            for level, reach, relevant in self._levels(depth):
+                values = self._lowered(level, reach, relevant, rows, memo)  # (rows, SUMS + 3)
+                found &= values[:, FOUND] != 0
+                sums += values[:, :SUMS].T
+                peaks[level] = values[:, PEAK]
+                names += values[:, NAME].view(np.uint64)  # levels of a net are never alike: their order says nothing
+            rows = rows[found]
+            counted.possible[rows] = True
+            counted.names[rows] = names[found]
+            for into, values in zip(counted.sums, sums, strict=True):
+                into[rows] = values[found]
+            for level, kept in self._kept(depth, rows).items():
+                counted.peaks[rows] = np.maximum(counted.peaks[rows], peaks[level][found] + kept)
+        return counted
 
     # What depends on what ----------------------------------------------------------------------------
+
+    def _by_depth(self) -> Iterator[tuple[int, Ints]]:
+        """The rows by depth; those of nets without any level are left out, as there are none."""
+        value = self.space.net["depth"]
+        if not (isinstance(value, str) and value.startswith("$")):
+            options, at = [value], np.zeros(self.number, dtype=np.int16)
+        else:
+            options, at = list(self.space.choices[value[1:]]), self.chosen[self.places[value[1:]]]
+        for option, depth in enumerate(options):
+            rows = np.flatnonzero(at == option)
+            if len(rows) and depth >= 1:
+                yield depth, rows
 
     def _feeds(self, argument: str, *levels: int) -> set[str]:
         """The choices that decide ``argument`` of ``compose``, at ``levels`` (from 0) where it is a list."""
@@ -166,7 +212,6 @@ class _Part:
 
     def _levels(self, depth: int) -> Iterator[tuple[str, int, list[str]]]:
         """The levels of a net: name, how many levels a net must have to show it, the choices it depends on."""
-        decoder_kernel = "decoder_kernel" if self.space.net.get("decoder_kernel") is not None else "spatial_kernel"
         everywhere = set().union(*(
             self._feeds(name) for name in ("width", "growth", "max_channels", "repeat", "heads", "output_stride")
         ))  # fmt: skip
@@ -178,49 +223,56 @@ class _Part:
         for i in range(1, depth + 1):
             own = [self._feeds(name, i - 1) for name in ("encoder", "spatial_kernel", "skips")]
             yield f"encoder {i}", i, on(i, *own)
+        kernels = ["decoder_kernel"] if self.space.net.get("decoder_kernel") is not None else ["spatial_kernel"]
+        if any(None in self.space.choices[name] for name in self._feeds("decoder_kernel")):
+            kernels.append("spatial_kernel")  # which None falls back on
         for i in range(depth, 0, -1):
             reach = min(i + 1, depth)
             own = [self._feeds("decoder", i - 2, i - 1, i) if i > 1 else self._feeds("decoder", i - 1, i)]
-            own += [self._feeds(name, i - 1) for name in (decoder_kernel, "skips")]
+            own += [self._feeds(name, i - 1) for name in (*kernels, "skips")]
             yield f"decoder {i}", reach, on(reach, *own)
         if depth == 1:
             yield "head", 1, on(1)
 
     # Lowering ----------------------------------------------------------------------------------------
 
-    def _codes(self, relevant: list[str], rows: Ints) -> Ints:
-        """One number for each combination of the ``relevant`` choices."""
-        codes = np.zeros(len(rows), dtype=np.int64)
+    def _groups(self, relevant: list[str], rows: Ints) -> tuple[Ints, Ints]:
+        """The group of each row, rows being alike where they agree in the ``relevant`` choices, and the first row of
+        each group."""
+        codes, size = np.zeros(len(rows), dtype=np.int64), 1
         for name in relevant:
-            codes = codes * len(self.space.choices[name]) + self.options[name][rows]
-        return codes
+            options = len(self.space.choices[name])
+            if size * options > CODES:
+                codes, size = pd.factorize(codes)[0], len(rows)
+            codes, size = codes * options + self.chosen[self.places[name]][rows], size * options
+        groups, unique = pd.factorize(codes)
+        first = np.empty(len(unique), dtype=np.int64)
+        first[groups[::-1]] = rows[::-1]  # the last one to be written is the first row
+        return groups, first
 
-    def _arguments(self, relevant: list[str], code: int) -> dict[str, Any]:
-        """What ``compose`` gets for a code; choices that are not relevant stand at their first option."""
-        choices = {name: options[0] for name, options in self.space.choices.items()}
-        for name in reversed(relevant):
-            code, at = divmod(code, len(self.space.choices[name]))
-            choices[name] = self.space.choices[name][at]
-        return {**DEFAULTS, **fill(self.space.net, choices)}
+    def _arguments(self, relevant: Collection[str], row: int) -> dict[str, Any]:
+        """What ``compose`` gets for a row, with NEUTRAL in the place of every choice that is not ``relevant``."""
+        own = {name: self.space.choices[name][self.chosen[self.places[name], row]] for name in relevant}
+        filled = {
+            argument: fill(value, {**dict.fromkeys(self.space.choices, NEUTRAL.get(argument)), **own})
+            for argument, value in self.space.net.items()
+        }
+        return {**DEFAULTS, **filled}
 
-    def _lowered(
-        self, level: str, reach: int, relevant: list[str], rows: Ints, tables: dict[Any, Any]
-    ) -> tuple[Ints, Ints]:
-        """A level's numbers for every combination of its choices that occurs, and which of them each row has."""
-        codes = self._codes(relevant, rows)
-        size = math.prod(len(self.space.choices[name]) for name in relevant)
-        table, done = tables.setdefault(
-            (level, reach), (np.zeros((size, SUMS + 3), dtype=np.int64), np.zeros(size, dtype=bool))
-        )
-        seen = np.zeros(size, dtype=bool)
-        seen[codes] = True
-        for code in np.flatnonzero(seen & ~done):
-            table[code] = self._lower(level, {**self._arguments(relevant, int(code)), "depth": reach})
-        done |= seen
-        return table, codes
+    def _lowered(self, level: str, reach: int, relevant: list[str], rows: Ints, memo: _Memo) -> Ints:
+        """What is known of a level, for every row (rows, SUMS + 3)."""
+        groups, first = self._groups(relevant, rows)
+        known = memo.setdefault((level, reach), {})
+        table = []
+        options = self.chosen[[self.places[name] for name in relevant]][:, first].T.tolist()
+        for row, key in zip(first.tolist(), map(tuple, options), strict=True):
+            if key not in known:
+                known[key] = self._lower(level, {**self._arguments(relevant, row), "depth": reach})
+            table.append(known[key])
+        return np.array(table, dtype=np.int64).reshape(-1, SUMS + 3)[groups]
 
     def _lower(self, level: str, arguments: dict[str, Any]) -> list[int]:
-        """Sums, own peak in elements, whether there is such a net, a number for it: one level, one combination."""
+        """What is known of one level for one combination of its choices."""
         try:
             spec = compose(classes=self.classes, in_channels=self.in_channels, **arguments)
             lowered = plan(spec, (self.in_channels, self.resolution, self.resolution))
@@ -229,7 +281,9 @@ class _Part:
         own = [(i, row) for i, row in enumerate(lowered.rows) if row.level == level]
         live = memory.live_elements(lowered)
         peak = max((live[i] - self._held(level, arguments) for i, _ in own), default=0)
-        return [*costs.add_up(row for _, row in own), peak, 1, hash(tuple((row.op, *row[4:]) for _, row in own))]
+        # a net is its rows and its choice of heads, which leaves no row where there is a single decoder level
+        name = hash((spec.heads, *((row.op, *row[4:]) for _, row in own)))
+        return [*costs.add_up(row for _, row in own), peak, 1, name]
 
     def _held(self, level: str, arguments: Mapping[str, Any]) -> int:
         """Elements of the skips that wait during a level for decoder levels above it."""
@@ -244,27 +298,16 @@ class _Part:
         return elements
 
     def _kept(self, depth: int, rows: Ints) -> dict[str, Ints]:
-        """``_held`` of every level, for all ``rows``."""
+        """``_held`` of every level, for ``rows`` that are nets."""
         relevant = sorted(set().union(*(
             self._feeds(name, *range(depth)) for name in ("width", "growth", "max_channels", "scale", "skips")
         )))  # fmt: skip
-        unique, inverse = np.unique(self._codes(relevant, rows), return_inverse=True)
-        arguments = [self._arguments(relevant, code) for code in unique.tolist()]
+        groups, first = self._groups(relevant, rows)
+        arguments = [self._arguments(relevant, row) for row in first.tolist()]
         return {
-            level: np.array([self._held(level, a) for a in arguments], dtype=np.int64)[inverse]
+            level: np.array([self._held(level, a) for a in arguments], dtype=np.int64)[groups]
             for level, *_ in self._levels(depth)
         }
-
-    def _groups(self, argument: str) -> Iterator[tuple[Any, Ints]]:
-        """The rows by the value of ``argument``, which is one value for a whole net."""
-        value = self.space.net[argument]
-        if not (isinstance(value, str) and value.startswith("$")):
-            yield value, np.arange(self.number)
-            return
-        for at, option in enumerate(self.space.choices[value[1:]]):
-            rows = np.flatnonzero(self.options[value[1:]] == at)
-            if len(rows):
-                yield option, rows
 
 
 def _at(value: Any, level: int) -> Any:

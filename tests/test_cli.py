@@ -49,7 +49,7 @@ WRONG = {
     "unknown space": (["sweep", "--space", "depth"], "unknown space 'depth'; known: depth_scale"),
     "unknown data": (["sweep", "--data", "imagenet"], "unknown data kind 'imagenet'; known: .*folder.*synthetic"),
     "no such folder": (["sweep", "--data", "folder:nowhere"], "nowhere"),
-    "sampler": (["sweep", "--sampler", "gp"], "unknown sampler 'gp'; known: grid, nsga2, random, tpe"),
+    "sampler": (["sweep", "--sampler", "gp"], "unknown sampler 'gp'; known: frontier, grid, nsga2, random, tpe"),
     "objectives": (["sweep", "--objectives", "miou"], "at least one score and one cost"),
     "budget": (["sweep", "--budget", "small"], "a budget reads COST <= NUMBER"),
     "epochs": (["sweep", "--epochs", "0"], "at least one epoch or step, but got epochs=0"),

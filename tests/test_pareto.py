@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -26,6 +28,28 @@ POINTS = hnp.arrays(
 def test_the_front_is_what_nobody_dominates(points: np.ndarray) -> None:
     wanted = [not any(dominates(q, p) for q in points) for p in points]
     assert non_dominated(points).tolist() == wanted
+
+
+SHAPES: dict[str, Callable[[np.random.Generator, int, int], Any]] = {
+    "a cloud": lambda draw, n, m: draw.random((n, m)),
+    "many ties": lambda draw, n, m: draw.integers(0, 12, (n, m)).astype(float),
+    "all on the front": lambda draw, n, m: np.c_[x := draw.random((n, m - 1)), 1 - x.sum(axis=1)],
+    "far apart": lambda draw, n, m: 10.0 ** draw.uniform(-12, 15, (n, m)),
+    "with gaps": lambda draw, n, m: np.where(draw.random((n, m)) < 0.1, math.nan, draw.normal(size=(n, m))),
+}
+
+
+@pytest.mark.parametrize("m", [1, 2, 3, 4])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_so_is_the_front_of_thousands(shape: str, m: int) -> None:
+    """More points than are compared one by one; the oracle compares all pairs."""
+    draw = np.random.default_rng(m)
+    points = SHAPES[shape](draw, 2200, m)
+    points[draw.integers(2200, size=40)] = points[draw.integers(2200, size=40)]  # equal points
+    wanted = np.array(
+        [not ((points <= p).all(axis=1) & (points < p).any(axis=1)).any() and not np.isnan(p).any() for p in points]
+    )
+    np.testing.assert_array_equal(non_dominated(points), wanted)
 
 
 def test_points_with_nan_are_on_no_front() -> None:

@@ -50,7 +50,8 @@ ACTIONS: dict[str, Callable[[Row, list[Tensor]], Tensor]] = {
 
 class UNet(nn.Module):
     """The net of ``spec``. Takes (B, C, H, W) in [0, 1], H and W multiples of ``spec.total_scale``; gives logits
-    (B, classes, H / output_stride, W / output_stride). Raises SpecError for other sizes.
+    (B, classes, H / output_stride, W / output_stride). Raises SpecError for other sizes. ``heads`` names the rows that
+    make logits, deepest first, that of ``forward`` last.
 
     Memory is channels-last throughout: a 1x1 convolution is then a matrix product, and the flattening of a spatial
     convolution is free.
@@ -61,7 +62,9 @@ class UNet(nn.Module):
         self.spec = spec
         self._plan = plan(spec, (spec.in_channels, spec.total_scale, spec.total_scale))  # layers know no resolution
         last_read = {source: i for i, row in enumerate(self._plan.rows) if row.runs for source in row.inputs}
-        self._steps: list[_Step] = []
+        heads = self._plan.heads
+        self.heads = tuple(self._plan.rows[index].name for index in heads)
+        steps: list[_Step] = []
         for index, row in enumerate(self._plan.rows):
             module = MODULES[row.op](row) if row.op in MODULES else None
             if module is not None:
@@ -69,18 +72,32 @@ class UNet(nn.Module):
                     weight = module.get_parameter("weight")
                     weight.data = weight.data.contiguous(memory_format=torch.channels_last)
                 _attach(self, row.name, module)
-            if row.runs:
+            if row.runs or index in heads:
                 dead = [source for source in set(row.inputs) if last_read[source] == index]
                 before = self._plan.rows[row.inputs[0]]
                 done = row.op == "relu" and (before.op == "spatial" or _is_channel_conv(before))
                 if done and before.op == "conv":
-                    self._steps[-1] = self._steps[-1]._replace(relu=True)
-                self._steps.append(_Step(index, row, module, dead, done, False))
+                    steps[-1] = steps[-1]._replace(relu=True)
+                steps.append(_Step(index, row, module, dead, done, False))
+        self._steps_of_all_heads = steps
+        self._steps = [step for step in steps if step.row.runs]
 
     def forward(self, image: Tensor) -> Tensor:
+        return self._run(self._steps, image)[self._plan.output]
+
+    def all_heads(self, image: Tensor) -> tuple[Tensor, ...]:
+        """The logits of every head that the net has, in the order of ``heads``, each at its own level's size.
+
+        (B, classes, h, w) each; the last is what ``forward`` gives. A net whose spec says ``heads="top"`` has one.
+        """
+        tensors = self._run(self._steps_of_all_heads, image)
+        return tuple(tensors[index] for index in self._plan.heads)
+
+    def _run(self, steps: list[_Step], image: Tensor) -> dict[int, Tensor]:
+        """Execute ``steps``. What is left is what no step reads, by row: the logits."""
         check_resolution(self.spec, *image.shape[-2:])
         tensors = {-1: channels_last(image)}
-        for index, row, module, dead, done, relu in self._steps:
+        for index, row, module, dead, done, relu in steps:
             inputs = [tensors[source] for source in row.inputs]
             for source in dead:
                 del tensors[source]
@@ -93,7 +110,7 @@ class UNet(nn.Module):
             else:
                 tensors[index] = ACTIONS[row.op](row, inputs)
             del inputs
-        return tensors[self._plan.output]
+        return tensors
 
 
 class _Step(NamedTuple):

@@ -170,7 +170,7 @@ def plot_front(facts: FrontFacts) -> go.Figure:
         ]
     )
     figure.update_layout(
-        **_LOOKS,
+        **LOOKS,
         legend={"orientation": "h", "x": 0, "y": 1.01, "xanchor": "left", "yanchor": "bottom", "itemclick": False,
                 "itemdoubleclick": False},
         xaxis=cost_axis(facts.cost.name, facts.x),
@@ -181,7 +181,7 @@ def plot_front(facts: FrontFacts) -> go.Figure:
 
 # Axes ------------------------------------------------------------------------------------------------------
 
-_LOOKS: dict[str, Any] = {
+LOOKS: dict[str, Any] = {
     "template": None,
     "font": {"size": 13},
     "paper_bgcolor": "rgba(0,0,0,0)",
@@ -191,7 +191,7 @@ _LOOKS: dict[str, Any] = {
     "hovermode": "closest",
     "dragmode": "zoom",
 }
-_AXIS: dict[str, Any] = {
+AXIS: dict[str, Any] = {
     "gridcolor": "rgba(128,138,148,0.22)",
     "linecolor": "rgba(128,138,148,0.6)",
     "zeroline": False,
@@ -211,7 +211,7 @@ def _title(name: str) -> dict[str, Any]:
 
 def cost_axis(name: str, values: Collection[float]) -> dict[str, Any]:
     """A logarithmic axis for the cost ``name`` around ``values``, as plotly takes it."""
-    axis = {**_AXIS, "type": "log", "title": _title(name)}
+    axis = {**AXIS, "type": "log", "title": _title(name)}
     if not values:
         return axis
     low, high = math.log10(min(values)), math.log10(max(values))
@@ -249,7 +249,7 @@ def log_ticks(low: float, high: float) -> list[float]:
 
 def score_axis(name: str, values: Collection[float]) -> dict[str, Any]:
     """A linear axis for the score ``name`` around ``values``, as plotly takes it."""
-    axis = {**_AXIS, "title": _title(name), "nticks": 8}
+    axis = {**AXIS, "title": _title(name), "nticks": 8}
     if not values:
         return axis
     low, high = min(values), max(values)
@@ -321,10 +321,10 @@ def plot_hypervolume(facts: HypervolumeFacts) -> go.Figure:
         )
     )  # fmt: skip
     figure.update_layout(
-        **_LOOKS,
+        **LOOKS,
         showlegend=False,
-        xaxis={**_AXIS, "title": {"text": "Candidates that have ended", "standoff": 10}, "rangemode": "tozero"},
-        yaxis={**_AXIS, "title": {"text": "Hypervolume", "standoff": 10}, "rangemode": "tozero", "nticks": 6},
+        xaxis={**AXIS, "title": {"text": "Candidates that have ended", "standoff": 10}, "rangemode": "tozero"},
+        yaxis={**AXIS, "title": {"text": "Hypervolume", "standoff": 10}, "rangemode": "tozero", "nticks": 6},
     )
     return figure
 

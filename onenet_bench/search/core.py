@@ -15,12 +15,13 @@ from optuna.trial import TrialState
 
 from onenet_bench import costs
 from onenet_bench.budget import Budget, excess
-from onenet_bench.errors import SpecError
+from onenet_bench.errors import RecipeError, SpecError
 from onenet_bench.ledger import Ledger
 from onenet_bench.pareto import Objective, objectives
 from onenet_bench.recipe import Recipe
-from onenet_bench.record import Costs, Machine, Record, Status
+from onenet_bench.record import Costs, Machine, Record, Status, provenance
 from onenet_bench.search import samplers
+from onenet_bench.search.parameters import as_parameters, distributions
 from onenet_bench.space import SearchSpace
 from onenet_bench.spec import NetSpec
 from onenet_bench.task import Task
@@ -29,7 +30,7 @@ STALLED = 20
 """After so many rejections in a row chance proposes instead of the sampler, until a candidate can be trained."""
 
 MOST_REJECTIONS = 300
-"""After so many rejections in a row the search ends; a grid goes on to its own end."""
+"""After so many rejections in a row the search ends, unless its sampler knows its own end."""
 
 STATES = {
     Status.COMPLETE: TrialState.COMPLETE,
@@ -103,7 +104,7 @@ class Core:
         self.ended = ""
         self.records: list[Record] = []
         self._ledger = ledger
-        self._machine = Machine.here()
+        self._machine, self._provenance = Machine.here(), provenance()
         self._seen: dict[str, int] = {}  # digest -> trial
         self._started = 0
         self._idle = self._idle_before = 0  # rejections in a row
@@ -111,9 +112,9 @@ class Core:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self._study = optuna.create_study(
             directions=["maximize" if o.maximise else "minimize" for o in search.objectives],
-            sampler=samplers.make(search.sampler, search.space, search.seed, 0),
+            sampler=samplers.make(search.sampler, search, 0),
         )
-        self._distributions = samplers.distributions(search.space)
+        self._distributions = distributions(search.space)
         untold: dict[int, Mapping[str, Any]] = {}
         for event in events:
             self._replay(event, untold)
@@ -130,16 +131,18 @@ class Core:
         search = self.search
         while True:
             number = len(self._study.get_trials(deepcopy=False))
+            sampler = samplers.make(search.sampler, search, number)
             if self._started >= search.trials:
                 self.ended = f"{search.trials} candidates were trained"
-            elif search.sampler == "grid" and number >= search.space.size:
-                self.ended = f"all {search.space.size} combinations were tried"
-            elif search.sampler != "grid" and self._idle >= MOST_REJECTIONS:
+            elif isinstance(sampler, samplers.Exhaustive):
+                self.ended = sampler.ended(self._study, number)
+            elif self._idle >= MOST_REJECTIONS:
                 self.ended = f"{MOST_REJECTIONS} proposals in a row could not be trained: the space seems exhausted"
+            elif self._idle >= STALLED:
+                sampler = samplers.make("random", search, number)
             if self.ended:
                 return None
-            who = "random" if search.sampler != "grid" and self._idle >= STALLED else search.sampler
-            self._study.sampler = samplers.make(who, search.space, search.seed, number)
+            self._study.sampler = sampler
             choices = search.space.suggest(self._study.ask())
             attributes = self._study.get_trials(deepcopy=False)[number].system_attrs
             self._ledger.append("ask", {"trial": number, "choices": choices, "attributes": attributes}, sync=False)
@@ -162,6 +165,7 @@ class Core:
         record = Record(
             trial=number, spec=spec, choices=dict(choices), task=self.search.task, recipe=self.search.recipe,
             machine=self._machine, status=Status.REJECTED, reason=reason, costs=counted,
+            provenance=self._provenance,
         )  # fmt: skip
         self._ledger.append("tell", {"trial": number, "record": record.to_dict()}, sync=False)
         self._told(record)
@@ -177,8 +181,11 @@ class Core:
             return None, None, None, f"impossible: {error}"
         try:
             recipe = self.search.recipe
-            counted = costs.count(spec, self.search.task.resolution, batch=recipe.batch, precision=recipe.precision)
-        except SpecError as error:
+            counted = costs.count(
+                spec, self.search.task.resolution, batch=recipe.batch, precision=recipe.precision,
+                deep_supervision=recipe.deep_supervision > 0,
+            )  # fmt: skip
+        except (SpecError, RecipeError) as error:
             return None, spec, None, f"impossible: {error}"
         if (first := self._seen.get(spec.digest())) is not None:
             return None, spec, counted, f"duplicate of trial {first}"
@@ -222,7 +229,7 @@ class Core:
             self._study.add_trial(
                 optuna.trial.create_trial(
                     state=TrialState.RUNNING,
-                    params=samplers.as_parameters(self.search.space, dict(event["choices"])),
+                    params=as_parameters(self.search.space, event["choices"]),
                     distributions=self._distributions,
                     system_attrs=event["attributes"],
                 )

@@ -1,4 +1,4 @@
-"""Samplers by name: Optuna's own, and a grid in shuffled order.
+"""Samplers by name: one that knows its costs, Optuna's own, and a grid in shuffled order.
 
 A fresh sampler is made for every proposal from (seed, trial number), so that a resumed search proposes what an
 uninterrupted one would have.
@@ -8,36 +8,34 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
-from optuna.distributions import BaseDistribution, CategoricalDistribution, IntDistribution
+from optuna.distributions import BaseDistribution
 from optuna.exceptions import ExperimentalWarning
 from optuna.samplers import BaseSampler, NSGAIISampler, RandomSampler, TPESampler
 from optuna.study import Study
 from optuna.trial import FrozenTrial
 
 from onenet_bench.errors import SpaceError, known
-from onenet_bench.space import SearchSpace, is_ordered
+from onenet_bench.search.frontier import FrontierSampler
+from onenet_bench.search.parameters import as_parameters, distributions
+from onenet_bench.space import SearchSpace
+
+if TYPE_CHECKING:
+    from onenet_bench.search.core import Search
 
 POPULATION = 16
 """Of NSGA-II: searches here have tens to hundreds of trials, not thousands."""
 
 
-def distributions(space: SearchSpace) -> dict[str, BaseDistribution]:
-    """The Optuna distributions that ``space.suggest`` draws from."""
-    return {
-        name: IntDistribution(0, len(options) - 1) if is_ordered(options) else CategoricalDistribution(list(options))
-        for name, options in space.choices.items()
-    }
+@runtime_checkable
+class Exhaustive(Protocol):
+    """A sampler that proposes nothing twice, and so comes to an end of its own."""
 
-
-def as_parameters(space: SearchSpace, choices: dict[str, Any]) -> dict[str, Any]:
-    """Choices as Optuna's parameters: ordered ones by rank."""
-    return {
-        name: options.index(choices[name]) if is_ordered(options) else choices[name]
-        for name, options in space.choices.items()
-    }
+    def ended(self, study: Study, number: int) -> str:
+        """Why there is nothing to propose for trial ``number``; empty where there is something."""
+        ...
 
 
 class GridSampler(BaseSampler):
@@ -46,6 +44,9 @@ class GridSampler(BaseSampler):
     def __init__(self, space: SearchSpace, seed: int) -> None:
         self._space = space
         self._order = np.random.default_rng(seed).permutation(space.size)
+
+    def ended(self, study: Study, number: int) -> str:
+        return f"all {self._space.size} combinations were tried" if number >= self._space.size else ""
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         return distributions(self._space)
@@ -77,25 +78,34 @@ class NSGAII(NSGAIISampler):
         return sorted(super().select_parent(study, generation), key=lambda trial: trial.number)
 
 
-def _tpe(space: SearchSpace, seed: int, number: int) -> BaseSampler:
+def _frontier(search: Search, number: int) -> BaseSampler:
+    return FrontierSampler(
+        search.space, resolution=search.task.resolution, classes=search.task.classes,
+        in_channels=search.task.in_channels, objectives=search.objectives, budget=search.budget, recipe=search.recipe,
+        seed=search.seed,
+    )  # fmt: skip
+
+
+def _tpe(search: Search, number: int) -> BaseSampler:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)
-        return TPESampler(multivariate=True, group=True, seed=_seed(seed, number))
+        return TPESampler(multivariate=True, group=True, seed=_seed(search.seed, number))
 
 
-SAMPLERS: dict[str, Callable[[SearchSpace, int, int], BaseSampler]] = {
-    "random": lambda space, seed, number: RandomSampler(seed=_seed(seed, number)),
-    "grid": lambda space, seed, number: GridSampler(space, seed),
-    "nsga2": lambda space, seed, number: NSGAII(population_size=POPULATION, seed=_seed(seed, number)),
+SAMPLERS: dict[str, Callable[[Search, int], BaseSampler]] = {
+    "frontier": _frontier,
+    "random": lambda search, number: RandomSampler(seed=_seed(search.seed, number)),
+    "grid": lambda search, number: GridSampler(search.space, search.seed),
+    "nsga2": lambda search, number: NSGAII(population_size=POPULATION, seed=_seed(search.seed, number)),
     "tpe": _tpe,
 }
-"""Name -> sampler for (space, the run's seed, the trial's number)."""
+"""Name -> sampler for (search, the trial's number)."""
 
 
-def make(name: str, space: SearchSpace, seed: int, number: int) -> BaseSampler:
+def make(name: str, search: Search, number: int) -> BaseSampler:
     """The sampler that proposes trial ``number``. Raises SpaceError for an unknown name."""
     check(name)
-    return SAMPLERS[name](space, seed, number)
+    return SAMPLERS[name](search, number)
 
 
 def check(name: str) -> None:

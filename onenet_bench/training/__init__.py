@@ -1,8 +1,11 @@
 """Training a net on a task's images, and scoring it.
 
-``losses`` says what is minimised, ``metrics`` what is reported, ``loop`` does both from top to bottom.
+``losses`` says what is minimised, ``metrics`` what is reported, ``augment`` what the net is shown, ``loop`` does it
+all from top to bottom; ``checkpoints`` keeps its state, ``logs`` its history.
 """
 
+from onenet_bench.training.checkpoints import Checkpointing, read_asked
+from onenet_bench.training.logs import LOGS, Log
 from onenet_bench.training.loop import (
     DivergedError,
     Progress,
@@ -13,19 +16,25 @@ from onenet_bench.training.loop import (
     predict,
 )
 from onenet_bench.training.losses import class_weights, weighted_cross_entropy
-from onenet_bench.training.metrics import ConfusionMatrix, CrossEntropy, SplitScores
+from onenet_bench.training.metrics import ConfusionMatrix, CrossEntropy, Regions, SplitMetrics, SplitScores
 
 __all__ = [
+    "LOGS",
+    "Checkpointing",
     "ConfusionMatrix",
     "CrossEntropy",
     "DivergedError",
+    "Log",
     "Progress",
+    "Regions",
     "Samples",
+    "SplitMetrics",
     "SplitScores",
     "Trained",
     "class_weights",
     "evaluate_split",
     "fit",
     "predict",
+    "read_asked",
     "weighted_cross_entropy",
 ]

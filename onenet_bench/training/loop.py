@@ -11,9 +11,9 @@ Shapes: N images of a split, B of a batch, C input channels, K classes, H and W 
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from statistics import fmean
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -21,10 +21,12 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from onenet_bench.errors import DataError
+from onenet_bench.errors import DataError, RecipeError
 from onenet_bench.recipe import Recipe
+from onenet_bench.training import augment
+from onenet_bench.training.checkpoints import Checkpointing, State, restore_state, save_state
 from onenet_bench.training.losses import class_weights, weighted_cross_entropy
-from onenet_bench.training.metrics import ConfusionMatrix, CrossEntropy, SplitScores
+from onenet_bench.training.metrics import SplitMetrics, SplitScores
 
 
 class Samples(Protocol):
@@ -38,6 +40,10 @@ class Samples(Protocol):
     def masks(self) -> NDArray[np.uint8]:
         """(N, H, W) uint8: class indices, or the index that is ignored."""
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """N of them; ``CASE/…`` where images are slices of a case, such as a patient volume."""
+
 
 class DivergedError(RuntimeError):
     """The loss became infinite or not a number; the message names the step."""
@@ -48,8 +54,8 @@ class Progress:
     """One pass over the training images, and the validation after it.
 
     ``epoch`` counts from 1, ``step`` is the number of optimiser steps so far, ``loss`` the mean of the
-    pass's batch losses in nats, ``scores`` those of the validation split (see ``metrics``), ``seconds``
-    the time since training began.
+    pass's batch losses in nats, that of the other heads included, ``scores`` those of the validation split
+    (see ``metrics``), ``seconds`` the time since training began, interruptions left out.
     """
 
     epoch: int
@@ -63,12 +69,13 @@ class Progress:
 class Trained:
     """How a training went.
 
-    ``scores`` are the validation scores of the final weights, which are the net's. ``stopped`` says that
-    ``on_epoch`` ended the training before its length. ``seconds`` covers all, ``images_per_second`` the
-    training passes without validation.
+    ``scores`` are the validation scores of the net's weights, which are those of epoch ``kept``. ``stopped``
+    says that ``on_epoch`` ended the training before its length; the recipe's patience does not count as that.
+    ``seconds`` covers all, ``images_per_second`` the training passes without validation.
     """
 
     scores: SplitScores
+    kept: int
     history: tuple[Progress, ...]
     stopped: bool
     seconds: float
@@ -122,22 +129,27 @@ def fit(
     ignore_index: int = 255,
     device: str | torch.device = "cpu",
     on_epoch: Callable[[Progress], bool | None] | None = None,
+    checkpoints: Checkpointing | None = None,
 ) -> Trained:
     """Train ``net`` in place by ``recipe``, and leave it in evaluation mode on ``device``.
 
     The training split lies on the device as uint8, N·(C+1)·H·W bytes. Every pass sees the images in a new
     order; a last batch of a single image is left out, for a batch norm has nothing to learn from it, unless
-    it is the only one. ``augmentation="flips"`` mirrors image and mask together, along the width with
-    probability ½ and, independently, along the height. Validation follows every pass, and the last step of
-    ``recipe.steps``. It runs in float32 whatever the precision of the training, and after it ``on_epoch`` is
-    called, which ends the training by returning False.
+    it is the only one. ``augment`` says what is done to the images. Validation follows every pass, and the
+    last step of ``recipe.steps``. It runs in float32 whatever the precision of the training, and after it
+    ``on_epoch`` is called, which ends the training by returning False.
 
-    Order and flips come from ``recipe.seed`` through a generator of their own, so torch's global one is left
-    alone; a net whose layers draw at random draws from that. On the CPU the same net, data, recipe and
-    thread count give the same weights to the bit.
+    With ``checkpoints`` the training goes on from the state that it finds, if any, and writes its own, after
+    ``on_epoch``. ``on_epoch`` is not called again for passes that the state holds; the history has them.
 
-    Raises DataError where images or masks cannot be used, and DivergedError, at the end of the pass, with
-    the first step whose loss was not finite.
+    Order and augmentation come from ``recipe.seed`` through generators of their own, so torch's global one is
+    left alone; a net whose layers draw at random draws from that, and its state is restored with the rest. On
+    the CPU the same net, data, recipe and thread count give the same weights to the bit, however often
+    training was interrupted.
+
+    Raises DataError where images or masks cannot be used, RecipeError where the recipe does not fit net or
+    images, or the state is another training's, and DivergedError, at the end of the pass, with the first
+    step whose loss was not finite.
     """
     began = time.perf_counter()
     device = torch.device(device)
@@ -146,12 +158,15 @@ def fit(
 
     images = _tensor(train.images).to(device)  # (N, C, H, W) uint8
     masks = _tensor(train.masks).to(device)  # (N, H, W) uint8
-    number = len(images)
+    number, size = len(images), masks.shape[1:]
+    if "rotations" in recipe.augmentations and size[0] != size[1]:
+        raise RecipeError(f"rotations need square images, but they are {size[0]} x {size[1]}; leave rotations out")
     full, rest = divmod(number, recipe.batch)
     batches = max(1, full + (rest >= 2))
     steps = recipe.steps or recipe.epochs * batches
 
     net.to(device)
+    logits_of = _heads(net, recipe)
     weights = class_weights(classes, background, recipe.background_weight).to(device)  # (K,)
     optimiser = OPTIMISERS[recipe.optimiser](
         net.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay, fused=True
@@ -162,22 +177,41 @@ def fit(
     history: list[Progress] = []
     step = seen = 0
     training_seconds = 0.0
+    best: dict[str, Tensor] = {}  # weights, where recipe.keep asks for the best
+
+    state = State(net=net, optimiser=optimiser, draws=draws, asked={
+        "recipe": recipe.to_dict(), "images": [*images.shape], "validation": [*validation.images.shape],
+        "classes": classes, "background": background, "ignore_index": ignore_index,
+        **(checkpoints.asked if checkpoints else {}),
+    })  # fmt: skip
+    if checkpoints and checkpoints.path.exists():
+        state = restore_state(state, checkpoints.path)
+        history = [Progress(**progress) for progress in state.facts["history"]]
+        step, seen, training_seconds = (state.facts[key] for key in ("step", "seen", "training_seconds"))
+        best = state.best
+        began -= state.facts["seconds"]
+    elif checkpoints:
+        save_state(replace(state, facts=_facts(history, step, seen, training_seconds, began)), checkpoints.path)
+
     going_on = True
-    while going_on and step < steps:
+    while going_on and step < steps and not _exhausted(history, recipe):
         epoch = len(history)
         losses: list[Tensor] = []
         pass_began = time.perf_counter()
         net.train()
         order = torch.randperm(number, generator=draws).to(device)  # (N,)
-        flips = torch.randint(2, (2, number), generator=draws).bool().to(device)  # (2, N)
+        changes = augment.draw(recipe.augmentations, number, draws, recipe.seed, epoch, device)
         for chosen in torch.split(order, recipe.batch)[: min(batches, steps - step)]:
-            x, target = images[chosen], masks[chosen]  # (B, C, H, W), (B, H, W)
-            if recipe.augmentation == "flips":
-                x, target = _mirrored(x, target, *flips[:, chosen])
+            x, target = _unit(images[chosen]), masks[chosen]  # (B, C, H, W), (B, H, W)
+            x, target = augment.apply(changes, chosen, x, target, ignore_index)
             with torch.autocast(device.type, torch.bfloat16, enabled=recipe.precision == "bf16"):
-                logits = net(_unit(x))  # (B, K, H', W')
-            target = _at_size(target, logits).long()  # (B, H', W')
-            loss = weighted_cross_entropy(logits.float(), target, weights, ignore_index)
+                heads = logits_of(x)  # (B, K, H', W') each, the net's own last
+            *others, loss = [
+                weighted_cross_entropy(logits.float(), _at_size(target, logits).long(), weights, ignore_index)
+                for logits in heads
+            ]
+            if others:
+                loss = loss + recipe.deep_supervision * torch.stack(others).mean()
 
             for group in optimiser.param_groups:
                 group["lr"] = recipe.learning_rate * factor(step, steps, epoch)
@@ -211,16 +245,60 @@ def fit(
             seconds=time.perf_counter() - began,
         )
         history.append(progress)
+        if recipe.keep == "best" and _best(history) == epoch:
+            best = {name: value.detach().clone() for name, value in net.state_dict().items()}
         going_on = on_epoch is None or on_epoch(progress) is not False
+        last = step == steps or _exhausted(history, recipe) or not going_on
+        if checkpoints and (last or (epoch + 1) % checkpoints.every == 0):
+            facts = _facts(history, step, seen, training_seconds, began)
+            save_state(replace(state, best=best, facts=facts), checkpoints.path)
 
+    kept = _best(history) if recipe.keep == "best" else len(history) - 1
+    if best:
+        net.load_state_dict(best)
     net.eval()
     return Trained(
-        scores=history[-1].scores,
+        scores=history[kept].scores,
+        kept=kept + 1,
         history=tuple(history),
-        stopped=step < steps,
+        stopped=step < steps and not _exhausted(history, recipe),
         seconds=time.perf_counter() - began,
         images_per_second=seen / training_seconds,
     )
+
+
+def _heads(net: nn.Module, recipe: Recipe) -> Callable[[Tensor], tuple[Tensor, ...]]:
+    """What the loss is taken of, given images: the logits of all heads under deep supervision, else the net's own."""
+    if not recipe.deep_supervision:
+        return lambda images: (net(images),)
+    if len(getattr(net, "heads", ())) < 2:
+        raise RecipeError(
+            "deep supervision needs heads at two or more decoder levels, but the net has one; "
+            'give its spec heads = "all" and more levels, or leave deep supervision out'
+        )
+    all_heads: Callable[[Tensor], tuple[Tensor, ...]] = net.all_heads  # type: ignore[assignment]
+    return all_heads
+
+
+def _facts(history: list[Progress], step: int, seen: int, training_seconds: float, began: float) -> dict[str, Any]:
+    """What a state says beside its tensors."""
+    return {
+        "history": [asdict(progress) for progress in history],
+        "step": step,
+        "seen": seen,
+        "training_seconds": training_seconds,
+        "seconds": time.perf_counter() - began,
+    }
+
+
+def _best(history: list[Progress]) -> int:
+    """The first index of the highest validation mIoU."""
+    return max(range(len(history)), key=lambda index: history[index].scores["miou"] or 0.0)
+
+
+def _exhausted(history: list[Progress], recipe: Recipe) -> bool:
+    """Whether the recipe's patience is at its end."""
+    return bool(history) and 0 < recipe.patience < len(history) - _best(history)
 
 
 def evaluate_split(
@@ -239,8 +317,7 @@ def evaluate_split(
     ``background_weight`` is the one inside ``ce_weighted``. It is a quarter whatever the training used, so
     that scores of different recipes can be compared. Raises DataError for a mask value that is no class.
     """
-    confusion = ConfusionMatrix(classes, ignore_index)
-    entropy = CrossEntropy(classes, ignore_index)
+    metrics = SplitMetrics(classes, ignore_index)
     was_training = net.training
     net.to(device).eval()
     with torch.inference_mode():
@@ -248,11 +325,9 @@ def evaluate_split(
             x = _tensor(samples.images[start : start + batch]).to(device)  # (B, C, H, W) uint8
             target = _tensor(samples.masks[start : start + batch]).to(device)  # (B, H, W) uint8
             logits = net(_unit(x)).float()  # (B, K, H', W')
-            target = _at_size(target, logits)  # (B, H', W')
-            confusion.update(logits, target)
-            entropy.update(logits, target)
+            metrics.update(logits, _at_size(target, logits))
     net.train(was_training)
-    return confusion.scores(background) | entropy.scores(background, background_weight)
+    return metrics.scores(background, background_weight, samples.names)
 
 
 def predict(
@@ -315,11 +390,3 @@ def _at_size(masks: Tensor, logits: Tensor) -> Tensor:
     """The masks (B, H, W) at the size of the logits (B, K, H', W') → (B, H', W'), by nearest neighbour."""
     size = logits.shape[-2:]
     return masks if masks.shape[-2:] == size else F.interpolate(masks[:, None], size, mode="nearest")[:, 0]
-
-
-def _mirrored(images: Tensor, masks: Tensor, wide: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
-    """Mirrored images (B, C, H, W) and masks (B, H, W), along W where ``wide`` (B,), H where ``high``."""
-    for dim, flip in ((-1, wide), (-2, high)):
-        images = images.flip(dim).where(flip[:, None, None, None], images)  # (B, C, H, W)
-        masks = masks.flip(dim).where(flip[:, None, None], masks)  # (B, H, W)
-    return images, masks

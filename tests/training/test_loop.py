@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from onenet_bench.errors import DataError
 from onenet_bench.recipe import OPTIMISERS, SCHEDULES, Recipe
+from onenet_bench.record import SCORES
 from onenet_bench.training import DivergedError, Progress, evaluate_split, fit, loop, predict
 
 
@@ -23,6 +24,10 @@ from onenet_bench.training import DivergedError, Progress, evaluate_split, fit, 
 class Pictures:
     images: NDArray[np.uint8]
     masks: NDArray[np.uint8]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(f"{number:03d}" for number in range(len(self.images)))
 
 
 def squares(number: int, seed: int, size: int = 16) -> Pictures:
@@ -403,7 +408,8 @@ def test_a_split_is_scored_as_a_whole_and_in_evaluation_mode() -> None:
 
     parts = evaluate_split(net.eval(), data, classes=3, background=1, batch=2)
     assert not net.training
-    assert parts["per_class"] == whole["per_class"]
+    assert parts["per_class"].pop("ce") == pytest.approx(whole["per_class"]["ce"], rel=1e-6)
+    assert parts["per_class"].items() <= whole["per_class"].items()
     assert parts["ce"] == pytest.approx(whole["ce"], rel=1e-6)
     iou = whole["per_class"]["iou"]
     assert whole["miou_fg"] == pytest.approx((iou[0] + iou[2]) / 2)
@@ -418,7 +424,7 @@ def test_a_split_is_scored_as_a_whole_and_in_evaluation_mode() -> None:
     weighted = F.cross_entropy(logits, target, torch.tensor([1, 0.25, 1]), ignore_index=255).item()
     assert whole["ce"] == pytest.approx(F.cross_entropy(logits, target, ignore_index=255).item(), rel=1e-5)
     assert whole["ce_weighted"] == pytest.approx(weighted, rel=1e-5)
-    assert set(whole) == {*("miou", "miou_fg", "dice", "dice_fg", "pixel_accuracy", "per_class", "ce", "ce_weighted")}
+    assert set(whole) == {*SCORES, "per_class"}
 
 
 def test_the_weighted_score_keeps_its_weight_whatever_the_recipe() -> None:

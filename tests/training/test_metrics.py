@@ -7,7 +7,8 @@ from torchmetrics.classification import MulticlassJaccardIndex
 from torchmetrics.segmentation import DiceScore
 
 from onenet_bench.errors import DataError
-from onenet_bench.training import ConfusionMatrix, CrossEntropy
+from onenet_bench.training import ConfusionMatrix, CrossEntropy, SplitMetrics
+from onenet_bench.training.metrics import average_precision
 
 MEANS = ("miou", "miou_fg", "dice", "dice_fg", "pixel_accuracy")
 
@@ -163,8 +164,8 @@ def test_without_a_valid_pixel_every_score_is_none() -> None:
     scores = score(torch.zeros_like(target), target, 2)
     assert [scores[key] for key in MEANS] == [None] * 5
     entropy = CrossEntropy(2)
-    entropy.update(torch.zeros(1, 2, 3, 3), target)
-    assert entropy.scores() == {"ce": None, "ce_weighted": None}
+    entropy.update(torch.zeros(1, 2, 3, 3).log_softmax(1), target)
+    assert entropy.scores() == {"ce": None, "ce_weighted": None, "per_class": {"ce": [None, None]}}
 
 
 @pytest.mark.parametrize("value", [-1, 3, 254])
@@ -192,8 +193,8 @@ def test_cross_entropy_is_a_weighted_mean_over_the_split() -> None:
     _, target = maps(1, 3, ignored=0.2)
     target = target[:, :5, :5]
     entropy = CrossEntropy(3)
-    entropy.update(logits[:1], target[:1])
-    entropy.update(logits[1:], target[1:].byte())
+    entropy.update(logits[:1].log_softmax(1), target[:1])
+    entropy.update(logits[1:].log_softmax(1), target[1:].byte())
 
     values = logits.double().numpy()
     nll = np.log(np.exp(values).sum(1))[:, None] - values  # (B, K, H, W)
@@ -212,6 +213,170 @@ def test_cross_entropy_is_summed_in_float64() -> None:
     logits = torch.tensor([0.1, 0.0]).view(1, 2, 1, 1).expand(1, 2, 512, 512)
     entropy = CrossEntropy(2)
     for _ in range(4):
-        entropy.update(logits, torch.zeros(1, 512, 512, dtype=torch.uint8))
+        entropy.update(logits.log_softmax(1), torch.zeros(1, 512, 512, dtype=torch.uint8))
     one = torch.nn.functional.cross_entropy(logits[:, :, :1, :1], torch.zeros(1, 1, 1, dtype=torch.int64))
     assert entropy.scores()["ce"] == pytest.approx(one.item(), rel=1e-12)
+
+
+# Average precision -----------------------------------------------------------------------------------------
+
+
+def area(detections: list[tuple[float, bool]], truths: int) -> float:
+    """Of the interpolated precision-recall curve, from its definition: every threshold, every recall."""
+    points = []  # (true positives, precision) at every threshold
+    for threshold, _ in detections:
+        kept = [hit for score, hit in detections if score >= threshold]
+        points.append((sum(kept), sum(kept) / len(kept)))
+    highest = [max([p for found, p in points if found >= recall], default=0.0) for recall in range(1, truths + 1)]
+    return sum(highest) / truths
+
+
+def blobs(seed: int, images: int = 12, classes: int = 4) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits (N, K, 8, 8) and a target (N, 8, 8): rectangles, found well, badly, twice or not at all."""
+    draws = np.random.default_rng(seed)
+    target = np.zeros((images, 8, 8), dtype=np.int64)
+    logits = draws.normal(0, 0.5, (images, classes, 8, 8))
+    logits[:, 0] += 2
+    for n in range(images):
+        for k in draws.permutation(np.arange(1, classes))[: draws.integers(0, classes)]:
+            top, left = draws.integers(0, 4, 2)
+            target[n, top : top + 4, left : left + 4] = k
+            down, right = np.clip(np.add([top, left], draws.integers(-2, 3, 2)), 0, 4)
+            if draws.random() < 0.8:
+                logits[n, k, down : down + 4, right : right + 4] += draws.uniform(3, 6)
+    target[draws.random(target.shape) < 0.1] = 255
+    return torch.from_numpy(logits).float(), torch.from_numpy(target)
+
+
+def measured(
+    logits: torch.Tensor, target: torch.Tensor, names: tuple[str, ...] = (), parts: int = 1, background: int = 0
+) -> dict[str, Any]:
+    metrics = SplitMetrics(logits.shape[1])
+    for part in torch.arange(len(logits)).chunk(parts):
+        metrics.update(logits[part], target[part])
+    return metrics.scores(background, names=names)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_map50_is_its_definition_by_brute_force(seed: int) -> None:
+    logits, target = blobs(seed)
+    probability = np.exp(logits.double().numpy())
+    probability /= probability.sum(1, keepdims=True)
+    expected: list[float | None] = []
+    for k in range(4):
+        detections, truths = [], 0
+        for n in range(len(target)):
+            pixels = [(i, j) for i, j in np.ndindex(8, 8) if target[n, i, j] != 255]
+            true = {(i, j) for i, j in pixels if target[n, i, j] == k}
+            found = {(i, j) for i, j in pixels if probability[n, :, i, j].argmax() == k}
+            truths += bool(true)
+            if found:
+                score = float(np.mean([probability[n, k, i, j] for i, j in found]))
+                detections.append((score, len(true & found) / len(true | found) >= 0.5))
+        expected.append(area(detections, truths) if truths else None)
+    scores = measured(logits, target, parts=3)
+    assert scores["per_class"]["ap50"] == pytest.approx(expected)
+    assert scores["map50"] == pytest.approx(np.mean([v for v in expected if v is not None]))  # background included
+    assert 0.1 < scores["map50"] < 0.95
+
+
+def test_average_precision_done_by_hand() -> None:
+    def precision(detections: list[tuple[float, bool]], truths: int) -> float | None:
+        score, hit = zip(*detections, strict=True) if detections else ((), ())
+        return average_precision(np.array(score, dtype=float), np.array(hit, dtype=bool), truths)
+
+    assert precision([(0.9, True), (0.8, False), (0.7, True)], 2) == pytest.approx((1 + 2 / 3) / 2)
+    assert precision([(0.9, False), (0.8, True)], 1) == 0.5
+    assert precision([(0.9, True)], 4) == 0.25
+    assert precision([(0.9, False), (0.8, True), (0.7, True)], 2) == pytest.approx(2 / 3)  # a later point is better
+    assert precision([], 3) == 0
+    assert precision([(0.9, False)], 0) is None
+
+
+def test_detections_of_one_score_count_at_once_in_whatever_order() -> None:
+    draws = np.random.default_rng(0)
+    for _ in range(50):
+        score, hit = draws.integers(0, 4, 9) / 4, draws.random(9) < 0.5
+        expected = area(list(zip(score.tolist(), hit.tolist(), strict=True)), 10)
+        for order in (np.arange(9), draws.permutation(9)):
+            assert average_precision(score[order], hit[order], 10) == pytest.approx(expected)
+
+
+def test_an_iou_of_exactly_a_half_is_a_hit() -> None:
+    target = torch.tensor([[[1, 1, 0, 0]]])
+    for found, expected in (([0, 1, 0, 0], 1.0), ([0, 1, 1, 0], 0.0)):  # IoU 1/2 and 1/3
+        logits = 5.0 * torch.nn.functional.one_hot(torch.tensor([[found]]), 2).movedim(-1, 1)
+        assert measured(logits, target)["per_class"]["ap50"][1] == expected
+
+
+def test_a_class_that_is_absent_or_never_found() -> None:
+    target = torch.zeros(2, 4, 4, dtype=torch.int64)
+    target[0, :2] = 1
+    logits = torch.zeros(2, 4, 4, 4)
+    logits[:, 0] = 1
+    logits[1, 3, 0] = 2  # class 3 is found where nothing is true
+    scores = measured(logits, target)
+    assert scores["per_class"]["ap50"][1:] == [0, None, None]
+    assert scores["per_class"]["ce"][2:] == [None, None]
+    assert scores["map50"] == scores["per_class"]["ap50"][0] / 2
+
+
+def test_a_sure_and_perfect_prediction_has_map50_one() -> None:
+    _, target = blobs(0)
+    logits = 9.0 * torch.nn.functional.one_hot(target.where(target != 255, 0), 4).movedim(-1, 1)
+    assert measured(logits, target)["map50"] == 1
+
+
+# Cases -----------------------------------------------------------------------------------------------------
+
+
+def test_dice_by_case_is_that_of_loops_over_cases_and_classes() -> None:
+    logits, target = blobs(5)
+    target[target == 3] = 0  # no case has class 3, though it is predicted
+    target[4:8][target[4:8] == 2] = 0  # case b has no class 2
+    names = tuple(f"{'abc'[n // 4]}/slice-{n:03d}" for n in range(12))
+    prediction = logits.argmax(1)
+    expected: list[float | None] = []
+    for k in range(4):
+        of_class = []
+        for case in range(3):
+            here = slice(4 * case, 4 * case + 4)
+            valid = target[here] != 255
+            true, found = (target[here] == k) & valid, (prediction[here] == k) & valid
+            if true.any():
+                of_class.append(2 * float((true & found).sum()) / float(true.sum() + found.sum()))
+        expected.append(float(np.mean(of_class)) if of_class else None)
+        assert len(of_class) == [3, 3, 2, 0][k]
+    for parts, order in ((1, torch.arange(12)), (5, torch.randperm(12, generator=torch.Generator().manual_seed(0)))):
+        scores = measured(logits[order], target[order], tuple(names[n] for n in order), parts)
+        assert scores["per_class"]["dice_case"] == pytest.approx(expected)
+        assert scores["dice_case_fg"] == pytest.approx(np.mean([v for v in expected[1:] if v is not None]))
+    other = measured(logits, target, names, background=1)
+    assert other["dice_case_fg"] == pytest.approx((expected[0] + expected[2]) / 2)  # type: ignore[operator]
+
+
+def test_without_cases_there_is_no_dice_by_case() -> None:
+    logits, target = blobs(1)
+    for names in ((), tuple(f"{n}" for n in range(12)), (*("a/1" for _ in range(11)), "b")):
+        scores = measured(logits, target, names)
+        assert scores["dice_case_fg"] is None
+        assert scores["per_class"]["dice_case"] == [None] * 4
+
+
+def test_one_case_of_all_images_has_the_dice_of_the_split() -> None:
+    logits, target = blobs(2)
+    scores = measured(logits, target, tuple(f"one/{n}" for n in range(12)))
+    assert scores["per_class"]["dice_case"] == pytest.approx(scores["per_class"]["dice"])
+
+
+def test_cross_entropy_by_class_joins_to_the_whole() -> None:
+    logits, target = blobs(3)
+    scores = measured(logits, target)
+    pixels = np.bincount(target[target != 255].numpy(), minlength=4)
+    assert np.average(scores["per_class"]["ce"], weights=pixels) == pytest.approx(scores["ce"])
+
+
+def test_an_empty_split_has_no_scores() -> None:
+    scores = SplitMetrics(2).scores()
+    assert {scores.pop(key) is None for key in list(scores) if key != "per_class"} == {True}
+    assert scores == {"per_class": {key: [None, None] for key in ("iou", "dice", "ce", "ap50", "dice_case")}}

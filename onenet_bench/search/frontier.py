@@ -1,0 +1,438 @@
+"""Frontier: a sampler that knows what its candidates cost.
+
+The costs of a net are exact before it is trained; only its scores are not. So every net within the budget is
+enumerated, the scores alone are learnt (``surrogate``), and the net is proposed whose training is expected to gain
+the most hypervolume, its costs taken as the numbers they are (``gain``). The largest gain is found among all nets,
+not among a sample of them: a bound that is cheap to compute rules most of them out. The first proposals are spread
+over the costs.
+
+A proposal is a function of the seed, the trial's number and the study's trials, so that a study rebuilt from them
+goes on as if it had never stopped.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from statistics import NormalDist
+from threading import Lock
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from optuna.distributions import BaseDistribution
+from optuna.samplers import BaseSampler, RandomSampler
+from optuna.study import Study
+from optuna.trial import FrozenTrial, TrialState
+
+from onenet_bench import costs
+from onenet_bench.budget import Budget, excess
+from onenet_bench.errors import SpaceError, SpecError
+from onenet_bench.pareto import Box, Objective, non_dominated
+from onenet_bench.recipe import Recipe
+from onenet_bench.screen import MOST, SCREENED, screen
+from onenet_bench.search.gain import cells, expected_gain, expected_improvement
+from onenet_bench.search.parameters import distributions
+from onenet_bench.search.surrogate import Floats, Ints, Many, Singles, Surrogate, fit, similarity
+from onenet_bench.space import SearchSpace, is_ordered
+from onenet_bench.spec import NetSpec
+
+START = 6
+"""Nets that are spread over the costs, before there is anything to learn from."""
+
+SOME = 64
+"""How many nets of a quantile are drawn, to choose from."""
+
+FEATURED = ("parameters", "macs", "activation_bytes", "peak_inference_mib")
+"""The costs that the surrogate sees."""
+
+DRAWN = 1 << 18
+"""Combinations that are drawn from a space which is too large to be enumerated …"""
+
+RENEWED = 50
+"""… and after how many trials they are drawn anew."""
+
+PROPOSED = "onenet_bench:proposed"
+"""A system attribute of a trial: its options. Optuna itself notes them only once they are asked for."""
+
+EXAMINED = 512
+"""Candidates whose gain is worked out at a time, those of the highest bound first."""
+
+SLACK = 1e-5
+"""By which bounds are widened, for the rounding of what they are compared with."""
+
+_LOCK = Lock()
+
+
+# Candidates ----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Net:
+    """A net as the surrogate sees it, ``features`` (d,), and its ``row`` if it is one of the candidates."""
+
+    row: int | None
+    features: Floats
+
+
+class Candidates:
+    """All distinct nets of a space that fit a budget, one row each.
+
+    ``options`` (rows, choices) are indices into the choices' options, ``costs`` the screened costs. ``features``
+    (rows, d) run from 0 to 1: an ordered choice by rank, another one column per option, and logarithms of costs;
+    ``groups`` (d,) numbers the choice or cost behind each column.
+    """
+
+    def __init__(
+        self, space: SearchSpace, resolution: int, classes: int, in_channels: int, budget: Sequence[Budget],
+        featured: Sequence[str], draw: int,
+    ) -> None:  # fmt: skip
+        most = MOST if space.size <= MOST else DRAWN
+        screening = screen(space, resolution, classes=classes, in_channels=in_channels, most=most, seed=draw)
+        rows = np.flatnonzero(screening.fits(budget) & screening.distinct)
+        self.space, self.resolution, self.classes, self.in_channels = space, resolution, classes, in_channels
+        self.options = np.stack([screening.options[name][rows] for name in space.choices], axis=1)
+        self.costs = {name: screening.costs[name][rows] for name in SCREENED}
+        self._featured = tuple(featured)
+        self._ranges = {n: (self.costs[n].min(), self.costs[n].max()) for n in featured} if len(rows) else {}
+        columns = [1 if is_ordered(options) else len(options) for options in space.choices.values()]
+        self.groups: Ints = np.repeat(np.arange(len(columns) + len(featured)), columns + [1] * len(featured))
+        self.features = self._features(self.options, self.costs).astype(np.float32)
+        self.many: defaultdict[str, Many] = defaultdict(lambda: Many(self.features))  # by what is learnt of them
+        sizes = [len(options) for options in space.choices.values()]
+        places = [math.prod(sizes[i + 1 :]) % 2**64 for i in range(len(sizes))]
+        self._places = np.array(places, dtype=np.uint64)
+        codes = self._codes(self.options)
+        self._order = np.argsort(codes)
+        self._sorted = codes[self._order]
+        self._nets: dict[tuple[int, ...], Net | None] = {}
+        self.fitting: dict[Any, bool] = {}
+
+    def __len__(self) -> int:
+        return len(self.options)
+
+    def choices(self, options: Sequence[int]) -> dict[str, Any]:
+        """Indices of options as a space's choices."""
+        return {name: values[at] for (name, values), at in zip(self.space.choices.items(), options, strict=True)}
+
+    def spec(self, options: Sequence[int]) -> NetSpec:
+        """The spec that ``options`` make. Raises SpecError where they make none."""
+        return self.space.spec(self.choices(options), classes=self.classes, in_channels=self.in_channels)
+
+    def column(self, cost: str) -> int:
+        """Where a cost stands among the features."""
+        return len(self.groups) - len(self._featured) + self._featured.index(cost)
+
+    def net(self, options: tuple[int, ...]) -> Net | None:
+        """The net that ``options`` make, by whichever combination it is a candidate; None where they make none."""
+        if options not in self._nets:
+            self._nets[options] = self._find(options)
+        return self._nets[options]
+
+    def _find(self, options: tuple[int, ...]) -> Net | None:
+        at = np.array([options], dtype=np.int16)
+        first, after = (np.searchsorted(self._sorted, self._codes(at)[0], side) for side in ("left", "right"))
+        for row in self._order[first:after]:
+            if (self.options[row] == at).all():
+                return self._row(int(row))
+        try:
+            spec = self.spec(options)
+            counted = costs.count(spec, self.resolution)
+        except SpecError:
+            return None
+        known = {name: float(getattr(counted, name)) for name in SCREENED}
+        for row in np.flatnonzero(np.all([self.costs[name] == known[name] for name in SCREENED], axis=0)):
+            if self.spec(self.options[row]).digest() == spec.digest():
+                return self._row(int(row))
+        features = self._features(at, {name: np.array([value]) for name, value in known.items()})[0]
+        return Net(row=None, features=features.astype(np.float32).astype(np.float64))
+
+    def _row(self, row: int) -> Net:
+        return Net(row=row, features=self.features[row].astype(np.float64))
+
+    def _codes(self, options: npt.NDArray[np.int16]) -> npt.NDArray[np.uint64]:
+        """A number for each combination, which huge spaces may give to several."""
+        return options.astype(np.uint64) @ self._places
+
+    def _features(self, options: npt.NDArray[np.int16], known: Mapping[str, Floats]) -> Floats:
+        columns: list[Floats] = []
+        for i, values in enumerate(self.space.choices.values()):
+            if is_ordered(values):
+                columns.append(options[:, i, None] / max(1, len(values) - 1))
+            else:  # two different options are 1 apart
+                columns.append((options[:, i, None] == np.arange(len(values))) / math.sqrt(2))
+        for name, (lowest, highest) in self._ranges.items():
+            span = math.log(highest / lowest) or 1.0
+            columns.append(np.log(known[name] / lowest)[:, None] / span)
+        return np.concatenate(columns, axis=1)
+
+
+@lru_cache(maxsize=2)
+def candidates(
+    space: str, resolution: int, classes: int, in_channels: int, budget: tuple[Budget, ...], featured: tuple[str, ...],
+    draw: int,
+) -> Candidates:  # fmt: skip
+    """Candidates of a ``space`` in JSON, made once per process."""
+    reached = SearchSpace.from_dict(json.loads(space))
+    return Candidates(reached, resolution, classes, in_channels, budget, featured, draw)
+
+
+# The sampler ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Past:
+    """What became of the nets that were tried: those ``told`` and their objectives (``values``, row by row), those
+    still ``pending``, and of all that ended, told or not, which ``failed`` (1, else 0)."""
+
+    told: list[Net]
+    values: Floats  # (n, objectives), in the study's order
+    pending: list[Net]
+    ended: list[Net]
+    failed: Floats
+    rows: set[int]  # of all candidates that were tried, whatever became of them
+
+
+class FrontierSampler(BaseSampler):
+    """Proposes nets of ``space`` for images of ``resolution`` pixels, to a study with these ``objectives``.
+
+    Objectives that are known beforehand (``SCREENED`` costs) are never modelled; every other one has a surrogate of
+    its own. Nets over ``budget`` are not proposed; a budget on the memory of training needs the ``recipe``, and one
+    on latency cannot be held before the net has run. Nothing is proposed twice; nets that failed make those like
+    them less likely to be proposed. Raises SpaceError where the study asks for something else than the objectives,
+    or once every net was proposed.
+    """
+
+    known: Sequence[str] = SCREENED
+    """The costs that are taken as known."""
+
+    featured: Sequence[str] = FEATURED
+
+    def __init__(
+        self, space: SearchSpace, *, resolution: int, classes: int, in_channels: int = 3,
+        objectives: Sequence[Objective] = (), budget: Sequence[Budget] | None = None, recipe: Recipe | None = None,
+        seed: int = 0,
+    ) -> None:  # fmt: skip
+        self._space = space
+        self._objectives = tuple(objectives) or space.objectives
+        limits = tuple(space.budget if budget is None else budget)
+        self._budget = tuple(b for b in limits if b.cost in SCREENED)
+        self._on_training = tuple(b for b in limits if b.cost == "peak_training_mib")
+        if self._on_training and recipe is None:
+            raise SpaceError(f"the memory of training depends on the recipe, but {self._on_training[0]} came without")
+        self._recipe = recipe
+        self._question = (json.dumps(space.to_dict()), resolution, classes, in_channels)
+        self._seed = seed
+        self._others = RandomSampler(seed=seed)
+
+    def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        return distributions(self._space)
+
+    def sample_independent(
+        self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+    ) -> Any:
+        """At random: a parameter that is none of the space's."""
+        return self._others.sample_independent(study, trial, param_name, param_distribution)
+
+    def sample_relative(
+        self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        wanted = ["maximize" if o.maximise else "minimize" for o in self._objectives]
+        if [d.name.lower() for d in study.directions] != wanted:
+            names = ", ".join(o.name for o in self._objectives)
+            raise SpaceError(f"the study must have the directions of {names}, {wanted}; create it with them")
+        with _LOCK:
+            found = self._candidates(trial.number)
+            past = self._past(study, found)
+            if reason := self._spent(found, past):
+                raise SpaceError(f"there must be a net left to propose, but {reason}; allow more, or end the study")
+            row = self._propose(found, past, np.random.default_rng([self._seed, trial.number]))
+            options = found.options[row].tolist()
+            study._storage.set_trial_system_attr(trial._trial_id, PROPOSED, options)
+        choices = found.choices(options)
+        return {
+            name: at if is_ordered(self._space.choices[name]) else choices[name]
+            for (name, at) in zip(choices, options, strict=True)
+        }
+
+    def ended(self, study: Study, number: int) -> str:
+        """Why there is nothing to propose for trial ``number``; empty where there is."""
+        found = self._candidates(number)
+        return self._spent(found, self._past(study, found))
+
+    def _spent(self, found: Candidates, past: Past) -> str:
+        if any(row not in past.rows and self._fits(found, row) for row in range(len(found))):
+            return ""
+        within = f" within {' and '.join(map(str, limits))}" if (limits := self._budget + self._on_training) else ""
+        if not past.rows:
+            return f"{self._space.name} has no net{within}"
+        return f"all nets of {self._space.name}{within} were tried"
+
+    # What is known ---------------------------------------------------------------------------------------
+
+    def _candidates(self, number: int) -> Candidates:
+        draw = 0
+        if self._space.size > MOST:
+            draw = int(np.random.SeedSequence([self._seed, number // RENEWED]).generate_state(1)[0])
+        featured = tuple(dict.fromkeys([*self.featured, *(o.name for o in self._objectives if o.name in self.known)]))
+        return candidates(*self._question, self._budget, featured, draw)
+
+    def _past(self, study: Study, found: Candidates) -> Past:
+        trials: list[tuple[FrozenTrial, Any, Net]] = []  # with what their nets are known by
+        for trial in study.get_trials(deepcopy=False):
+            options = self._options(trial)
+            if options is not None and (net := found.net(options)) is not None:
+                trials.append((trial, options if net.row is None else net.row, net))
+        of = {state: {key for trial, key, _ in trials if trial.state is state} for state in TrialState}
+        complete, pending, stopped = (of[s] for s in (TrialState.COMPLETE, TrialState.RUNNING, TrialState.PRUNED))
+        failed = of[TrialState.FAIL] - complete - pending - stopped  # not those that were rejected as duplicates
+        ended = [
+            (net, trial.values, key in failed)
+            for trial, key, net in trials
+            if trial.state is TrialState.COMPLETE or key in failed
+        ]
+        told = [(net, values) for net, values, _ in ended if values is not None]
+        return Past(
+            told=[net for net, _ in told],
+            values=np.array([values for _, values in told]).reshape(len(told), len(self._objectives)),
+            pending=list({key: net for _, key, net in trials if key in pending - complete}.values()),
+            ended=[net for net, *_ in ended],
+            failed=np.array([float(failure) for *_, failure in ended]),
+            rows={net.row for *_, net in trials if net.row is not None},
+        )
+
+    def _options(self, trial: FrozenTrial) -> tuple[int, ...] | None:
+        """A trial's options; None where it has none yet, or those of another space."""
+        try:
+            return tuple(
+                (range(len(options)) if is_ordered(options) else options).index(trial.params[name])
+                for name, options in self._space.choices.items()
+            )
+        except (KeyError, ValueError):
+            proposed = trial.system_attrs.get(PROPOSED)
+            return None if proposed is None else tuple(proposed)
+
+    def _fits(self, found: Candidates, row: int) -> bool:
+        """Whether a candidate fits the budgets that no screening knows."""
+        if not self._on_training or self._recipe is None:
+            return True
+        batch, precision = self._recipe.batch, self._recipe.precision
+        key = (row, batch, precision, self._on_training)
+        if key not in found.fitting:
+            spec = found.spec(found.options[row])
+            counted = costs.count(spec, found.resolution, batch=batch, precision=precision)
+            found.fitting[key] = not excess(counted, self._on_training)
+        return found.fitting[key]
+
+    # What is proposed ------------------------------------------------------------------------------------
+
+    def _propose(self, found: Candidates, past: Past, draws: np.random.Generator) -> int:
+        """The row of the next candidate."""
+        untried = np.ones(len(found), dtype=bool)
+        untried[list(past.rows)] = False
+        tried = past.ended + past.pending
+        if len(tried) >= START and past.told:
+            return self._best(found, past, untried)
+        while not self._fits(found, row := self._spread(found, tried, np.flatnonzero(untried), draws)):
+            untried[row] = False
+        return row
+
+    def _spread(self, found: Candidates, tried: Sequence[Net], rows: Ints, draws: np.random.Generator) -> int:
+        """Of ``rows``: the cheapest, the most expensive, then one of each quantile of the costs, halving the gaps; of
+        some that are drawn there, the one that is least like those tried."""
+        names = [o.name for o in self._objectives if o.name in SCREENED] or FEATURED
+        price = np.sum([np.log(found.costs[name][rows]) for name in names], axis=0)
+        rows = rows[np.argsort(price, kind="stable")]
+        if len(tried) < 2:
+            return int(rows[-len(tried)])
+        half = max(1, len(rows) // (2 * START))
+        middle = int(_halving(len(tried) - 1) * len(rows))
+        near = rows[max(0, middle - half) : middle + half]
+        near = draws.choice(near, min(SOME, (len(near) + 1) // 2), replace=False)
+        alike = similarity(found.features[near], np.stack([net.features for net in tried]), found.groups)
+        return int(near[alike.max(axis=1).argmin()])
+
+    def _best(self, found: Candidates, past: Past, untried: npt.NDArray[np.bool_]) -> int:
+        """The untried candidate of the largest expected gain."""
+        unknown = [i for i, o in enumerate(self._objectives) if o.name not in self.known]
+        columns = [found.column(o.name) for o in self._objectives if o.name in self.known]
+        box = Box.around(
+            [self._objectives[i] for i in unknown], {self._objectives[i].name: past.values[:, i] for i in unknown}
+        )
+        losses = box.place({self._objectives[i].name: past.values[:, i] for i in unknown})  # (n, u)
+        told = np.stack([net.features for net in past.told])  # (n, d)
+        pending = np.array([net.features for net in past.pending]).reshape(-1, told.shape[1])  # (p, d)
+        surrogates = [Surrogate(fit(told, found.groups, loss), told, found.groups, loss, pending) for loss in losses.T]
+        seen = np.concatenate([told, pending])
+        points = np.column_stack([*(s.predict(seen)[0] for s in surrogates), seen[:, columns]])  # (n + p, m)
+        reference = np.ones(points.shape[1])
+        boxes = cells(points, reference)
+
+        known = found.features[:, columns]  # (rows, m - u)
+        bound = np.prod(1 - known.astype(np.float64), axis=1) * (1 + SLACK)
+        best = _best_for_less(points, known) if len(unknown) == 1 else 1.0
+        for i, surrogate in zip(unknown, surrogates, strict=True):
+            bound *= expected_improvement(*surrogate.glance(found.many[self._objectives[i].name]), best)
+        bound[~untried] = -1
+        most, row = -1.0, -1
+        for rows in _descending(bound):
+            rows = rows[bound[rows] > most]
+            if not len(rows):
+                break
+            features = found.features[rows].astype(np.float64)
+            predicted = [s.predict(features) for s in surrogates]
+            mean, deviation = (np.stack([p[i] for p in predicted], axis=1) for i in range(2))  # (rows, u)
+            gains = expected_gain(boxes, mean, deviation, features[:, columns])
+            if past.failed.any():
+                gains *= self._succeeds(found, past, features)
+            for i in np.argsort(-gains, kind="stable"):
+                if gains[i] <= most:
+                    break
+                if self._fits(found, int(rows[i])):
+                    most, row = float(gains[i]), int(rows[i])
+        return row
+
+    def _succeeds(self, found: Candidates, past: Past, features: Floats) -> Floats:
+        """How likely nets (q, d) are to be trained to the end: a surrogate of failing, 0 or 1, stays below a half."""
+        nets = np.stack([net.features for net in past.ended])
+        surrogate = Surrogate(fit(nets, found.groups, past.failed), nets, found.groups, past.failed, nets[:0])
+        mean, deviation = surrogate.predict(features)
+        return np.array([NormalDist().cdf(t) for t in (0.5 - mean) / deviation])
+
+
+def _descending(bound: Floats) -> Iterator[Ints]:
+    """The indices of ``bound``, those of the highest first, in portions that grow."""
+    left, size = np.arange(len(bound)), EXAMINED
+    while len(left):
+        if len(left) > size:
+            order = np.argpartition(-bound[left], size)
+            portion, left = left[order[:size]], left[order[size:]]
+        else:
+            portion, left = left, left[:0]
+        yield np.sort(portion)
+        size *= 2
+
+
+def _best_for_less(points: Floats, known: Singles) -> Floats:
+    """The least loss among ``points`` (n, 1 + k) that cost no more than each of ``known`` (q, k), and 1 at most."""
+    best = np.ones(len(known))
+    columns = known.T.copy()  # (k, q)
+    points = points[non_dominated(points)]
+    for loss, *price in points[np.argsort(-points[:, 0], kind="stable")]:
+        within = [column >= np.float32(p) for column, p in zip(columns, price, strict=True)]
+        np.copyto(best, min(loss, 1), where=np.all(within, axis=0))
+    return best
+
+
+def _halving(place: int) -> float:
+    """1/2, 1/4, 3/4, 1/8, 5/8, … for 1, 2, 3, … (van der Corput)."""
+    value, share = 0.0, 0.5
+    while place:
+        place, bit = divmod(place, 2)
+        value += bit * share
+        share /= 2
+    return value

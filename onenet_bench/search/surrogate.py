@@ -1,0 +1,292 @@
+"""A Gaussian process over the features of candidates: what is known of a score before it is trained.
+
+Matérn-5/2 with a length for every group of features (a choice's columns share one), a constant mean and noise.
+Hyperparameters maximise the marginal likelihood times weak priors (Rasmussen & Williams, 2006, chapter 5); the
+signal's variance has its closed form. numpy alone: hundreds of trials need no more.
+
+Letters: n observations, d features, g groups of features, q queries.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Floats = npt.NDArray[np.float64]
+Singles = npt.NDArray[np.float32]
+Ints = npt.NDArray[np.int64]
+
+FITTED_ON = 128
+"""The most observations that hyperparameters are fitted on; the posterior takes all."""
+
+SPREAD = 1.0
+"""Standard deviation of the prior of a length's logarithm."""
+
+NOISE, NOISE_SPREAD = math.log(1e-2), 1.5
+"""The prior of the noise's logarithm, as a share of the signal's variance."""
+
+BLOCK = 1 << 12
+"""Queries that are worked on at a time: few enough to stay in the cache."""
+
+CHUNK = 32
+"""Observations whose columns are made, and kept, together."""
+
+KEPT = 1 << 25
+"""Kernel entries that are kept at most: 128 MiB."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Hyperparameters:
+    """``lengths`` (g,) in the features' units, ``noise`` as a share of the signal's variance."""
+
+    lengths: Floats
+    noise: float
+
+    @classmethod
+    def prior(cls, groups: int) -> Hyperparameters:
+        """What is believed before anything was observed: features in [0, 1], each of them worth a little."""
+        return cls(lengths=np.exp(np.full(groups, _usual_length(groups))), noise=math.exp(NOISE))
+
+
+def _usual_length(groups: int) -> float:
+    """The prior's mean of a length's logarithm: distances grow with the root of the number of groups."""
+    return math.log(1.0) + 0.5 * math.log(groups)
+
+
+def matern(squares: Any) -> Any:
+    """Matérn-5/2 of squared distances, in the precision of ``squares``."""
+    root = np.sqrt(5 * squares)
+    return (1 + root + root * root / 3) * np.exp(-root)
+
+
+def squared_distances(a: Any, b: Any) -> Any:
+    """(q, d), (n, d) -> (q, n), never below 0."""
+    squares = (a * a).sum(axis=1)[:, None] + (b * b).sum(axis=1) - 2 * (a @ b.T)
+    return np.maximum(squares, 0, out=squares)
+
+
+# Hyperparameters -----------------------------------------------------------------------------------------
+
+
+def fit(features: Floats, groups: Ints, values: Floats) -> Hyperparameters:
+    """Hyperparameters for ``values`` (n,) at ``features`` (n, d); ``groups`` (d,) numbers each feature's group.
+
+    A function of its arguments alone, remembered. They are fitted anew when n has grown by about a tenth.
+    """
+    kept = _fitted_on(len(values))
+    if kept > FITTED_ON:
+        rows = np.linspace(0, kept - 1, FITTED_ON).astype(np.int64)
+        features, values = features[rows], values[rows]
+    else:
+        features, values = features[:kept], values[:kept]
+    return _fit(features.tobytes(), groups.tobytes(), values.tobytes(), len(groups))
+
+
+def _fitted_on(number: int) -> int:
+    """The largest number of a slowly growing sequence that is at most ``number``."""
+    step = 1 << max(0, number.bit_length() - 4)
+    return number // step * step
+
+
+@lru_cache(maxsize=64)
+def _fit(features: bytes, groups: bytes, values: bytes, d: int) -> Hyperparameters:
+    x = np.frombuffer(features).reshape(-1, d)  # (n, d)
+    y = standardised(np.frombuffer(values))[0]  # (n,)
+    group = np.frombuffer(groups, dtype=np.int64)
+    g = int(group.max()) + 1
+    squares = np.stack([squared_distances(x[:, group == i], x[:, group == i]) for i in range(g)])  # (g, n, n)
+    squares = squares.reshape(g, -1)
+    at = np.append(np.full(g, _usual_length(g)), NOISE)
+
+    def loss(theta: Floats) -> tuple[float, Floats]:
+        return _negative_log_posterior(theta, squares, y)
+
+    starts = [at + np.append(np.full(g, shift), noise) for shift in (0.0, -1.0) for noise in (0.0, 2.0)]
+    best = minimise(loss, min(starts, key=lambda start: loss(start)[0]))
+    return Hyperparameters(lengths=np.exp(best[:-1]), noise=math.exp(best[-1]))
+
+
+def _negative_log_posterior(theta: Floats, squares: Floats, y: Floats) -> tuple[float, Floats]:
+    """Its value and gradient at ``theta`` (g + 1,): logarithms of lengths and of the noise.
+
+    ``squares`` (g, n * n): squared distances within each group of features. The signal's variance is the one that
+    maximises the likelihood, under a prior worth one observation of variance 1.
+    """
+    n = len(y)
+    weights = np.exp(-2 * theta[:-1])  # (g,)
+    root = np.sqrt(5 * (weights @ squares)).reshape(n, n)
+    decay = np.exp(-root)
+    covariance = (1 + root + root * root / 3) * decay
+    noise = math.exp(theta[-1])
+    covariance[np.diag_indices(n)] += noise
+    try:
+        factor = np.linalg.cholesky(covariance)
+    except np.linalg.LinAlgError:  # no such lengths: a wall for the line search
+        return math.inf, np.zeros_like(theta)
+    inverse = np.linalg.inv(covariance)
+    alpha = inverse @ y
+    variance = (float(y @ alpha) + 1) / (n + 1)
+    off = theta - np.append(np.full(len(weights), _usual_length(len(weights))), NOISE)
+    spread = np.append(np.full(len(weights), SPREAD), NOISE_SPREAD)
+    value = (
+        0.5 * (n + 1) * math.log(variance)
+        + float(np.log(np.diag(factor)).sum())
+        + 0.5 * float(((off / spread) ** 2).sum())
+    )
+    inner = inverse - np.outer(alpha, alpha) / variance  # the gradient by the covariance, twice
+    by_lengths = weights * (squares @ (inner * (5 / 3) * (1 + root) * decay).ravel())
+    gradient = 0.5 * np.append(by_lengths, noise * np.trace(inner)) + off / spread**2
+    return value, gradient
+
+
+def minimise(loss: Callable[[Floats], tuple[float, Floats]], start: Floats, *, steps: int = 30) -> Floats:
+    """BFGS with a backtracking line search, for a handful of variables (Nocedal & Wright, 2006, chapter 6)."""
+    x = start
+    value, gradient = loss(x)
+    inverse = np.eye(len(x))
+    for _ in range(steps):
+        if np.abs(gradient).max() < 1e-2:
+            break
+        step = -inverse @ gradient
+        slope = float(step @ gradient)
+        if slope >= 0:  # rounding has spoilt the curvature: steepest descent
+            inverse = np.eye(len(x))
+            step, slope = -gradient, -float(gradient @ gradient)
+        length = min(1.0, 2.0 / float(np.abs(step).max()))  # nothing changes by more than e^2 at once
+        while True:
+            after, gradient_after = loss(x + length * step)
+            if after <= value + 1e-4 * length * slope:
+                break
+            length /= 2
+            if length < 1e-6:
+                return x
+        moved, turned = length * step, gradient_after - gradient
+        curvature = float(moved @ turned)
+        if curvature > 1e-12:
+            left = np.eye(len(x)) - np.outer(moved, turned) / curvature
+            inverse = left @ inverse @ left.T + np.outer(moved, moved) / curvature
+        x, value, gradient = x + moved, after, gradient_after
+    return x
+
+
+def standardised(values: Floats) -> tuple[Floats, float, float]:
+    """``values`` with mean 0 and standard deviation 1, and what these were."""
+    mean, deviation = float(values.mean()), float(values.std())
+    deviation = deviation if deviation > 0 else 1.0
+    return (values - mean) / deviation, mean, deviation
+
+
+# The posterior -------------------------------------------------------------------------------------------
+
+
+class Surrogate:
+    """The posterior, given ``values`` (n,) at ``features`` (n, d) and hyperparameters. ``pending`` (p, d) are
+    candidates whose values are not known yet: they are taken to be as predicted, which makes their surroundings
+    surer and moves no mean (Ginsbourger et al., 2010, the kriging believer)."""
+
+    def __init__(
+        self, hyperparameters: Hyperparameters, features: Floats, groups: Ints, values: Floats, pending: Floats
+    ) -> None:
+        self._scales = 1 / hyperparameters.lengths[groups]  # (d,)
+        self._noise = hyperparameters.noise
+        y, self._mean, self._deviation = standardised(values)
+        self._points = np.concatenate([features, pending]) * self._scales  # (n + p, d)
+        covariance = matern(squared_distances(self._points, self._points))
+        covariance[np.diag_indices(len(covariance))] += self._noise
+        n = len(y)
+        self._weights = np.zeros(len(self._points))
+        self._weights[:n] = np.linalg.solve(covariance[:n, :n], y)
+        self._inverse = np.linalg.inv(covariance)
+        variance = (float(y @ self._weights[:n]) + 1) / (n + 1)
+        self._signal = math.sqrt(variance) * self._deviation
+
+    def predict(self, features: Floats) -> tuple[Floats, Floats]:
+        """Mean and standard deviation (q,), without noise, at ``features`` (q, d)."""
+        kernel = matern(squared_distances(features * self._scales, self._points))  # (q, n + p)
+        left = 1 - np.einsum("ij,ij->i", kernel @ self._inverse, kernel)
+        return self._mean + self._deviation * (kernel @ self._weights), self._signal * np.sqrt(np.maximum(left, 1e-12))
+
+    def glance(self, many: Many) -> tuple[Floats, Floats]:
+        """What very many queries can be at best, in single precision: a lower bound of their means and an upper bound
+        of their deviations (q,).
+
+        The deviations know the most similar observation alone; all others can only lower them.
+        """
+        weights = self._weights.astype(np.float32)
+        mean, alike = np.zeros(len(many), dtype=np.float32), np.zeros(len(many), dtype=np.float32)
+        for start in range(0, len(self._points), CHUNK):
+            part = slice(start, start + CHUNK)
+            kernel, most = many.kernel(self._scales, self._points[part])
+            mean += weights[part] @ kernel
+            np.maximum(alike, most, out=alike)
+        off = many.rounding(self._scales)
+        least = mean.astype(np.float64) - off * float(np.abs(self._weights).sum())
+        left = 1 - np.maximum(alike.astype(np.float64) - off, 0) ** 2 / (1 + self._noise)
+        return self._mean + self._deviation * least, self._signal * np.sqrt(left)
+
+
+class Many:
+    """Very many queries (q, d), in single precision. Most observations stay from one posterior to the next, and so do
+    the kernel's columns: they are kept by the CHUNK, up to KEPT entries."""
+
+    def __init__(self, features: npt.NDArray[np.float32]) -> None:
+        self._features = features
+        self._kept: dict[bytes, tuple[Singles, Singles]] = {}
+        self._kept_for = b""
+
+    def __len__(self) -> int:
+        return len(self._features)
+
+    def kernel(self, scales: Floats, points: Floats) -> tuple[Singles, Singles]:
+        """Correlations (n, q) with ``points`` (n, d), which are scaled already, and the largest for each query."""
+        if scales.tobytes() != self._kept_for:
+            self._kept, self._kept_for = {}, scales.tobytes()
+        key = points.tobytes()
+        if key in self._kept:
+            return self._kept[key]
+        made = self._make(scales, points)
+        if len(points) == CHUNK and (len(self._kept) + 1) * CHUNK * len(self) <= KEPT:
+            self._kept[key] = made
+        return made
+
+    def _make(self, scales: Floats, points: Floats) -> tuple[Singles, Singles]:
+        unit = math.sqrt(5) / math.log(2)  # of distances in which Matérn's exponential is a power of two
+        linear, quadratic = np.float32(math.log(2)), np.float32(math.log(2) ** 2 / 3)
+        scales, points = (scales * unit).astype(np.float32), (points * unit).astype(np.float32)
+        norms = (points * points).sum(axis=1)
+        left = np.column_stack([-2 * points, np.ones_like(norms), norms])  # (n, d + 2)
+        right = np.ones((left.shape[1], BLOCK), dtype=np.float32)
+        roots, powers = np.empty((2, len(points), BLOCK), dtype=np.float32)
+        kernel, most = np.empty((len(points), len(self)), dtype=np.float32), np.empty(len(self), dtype=np.float32)
+        for start in range(0, len(self), BLOCK):
+            part = slice(start, min(start + BLOCK, len(self)))
+            queries, root, power = (a[:, : part.stop - start] for a in (right, roots, powers))
+            np.multiply(self._features[part].T, scales[:, None], out=queries[:-2])
+            np.einsum("ij,ij->j", queries[:-2], queries[:-2], out=queries[-2])
+            np.matmul(left, queries, out=root)  # (n, block): squared distances, in one product of matrices
+            np.abs(root, out=root)  # rounding may have taken zeros below
+            np.sqrt(root, out=root)
+            np.exp2(np.negative(root, out=power), out=power)
+            made = np.multiply(root, quadratic, out=kernel[:, part])
+            made += linear
+            made *= root
+            made += 1
+            made *= power
+            made.max(axis=0, out=most[part])
+        return kernel, most
+
+    def rounding(self, scales: Floats) -> float:
+        """By how much an entry of the kernel may be off: as far as its polynomial and the largest square are."""
+        return 2.0**-24 * (4 + 5 / math.log(2) ** 2 * float((scales**2).sum()))
+
+
+def similarity(queries: Any, points: Any, groups: Ints) -> Floats:
+    """The prior's correlations (q, n) between features (q, d) and (n, d)."""
+    scales = 1 / Hyperparameters.prior(int(groups.max()) + 1).lengths[groups]
+    return np.asarray(matern(squared_distances(queries * scales, points * scales)), dtype=np.float64)

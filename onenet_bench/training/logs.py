@@ -1,0 +1,84 @@
+"""Logs of a training, an epoch at a time: a CSV file, or TensorBoard's event files.
+
+An epoch is the dict that ``onenet_bench.evaluate`` hands over: epoch, step, loss, seconds and the scores. What a
+resumed training does again replaces what stood there.
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from onenet_bench.errors import RecipeError
+from onenet_bench.record import SCORES
+
+Log = Callable[[Mapping[str, Any]], None]
+"""Called with every epoch."""
+
+COLUMNS = ("epoch", "step", "loss", "seconds", *SCORES)
+WRITERS = ("tensorboardX", "torch.utils.tensorboard")
+"""Modules with a ``SummaryWriter``; the first that can be imported is used."""
+
+
+@contextmanager
+def csv_log(folder: Path) -> Iterator[Log]:
+    """``log.csv``: a row per epoch, empty where there is no score. The file is whole after every epoch."""
+    path = folder / "log.csv"
+
+    def write(epoch: Mapping[str, Any]) -> None:
+        rows = []
+        if path.exists():
+            with path.open(encoding="utf-8", newline="") as file:
+                rows = [row for row in csv.DictReader(file) if int(row["epoch"]) < epoch["epoch"]]
+        half_written = path.with_name(f".{path.name}.part")
+        with half_written.open("w", encoding="utf-8", newline="") as file:
+            table = csv.DictWriter(file, COLUMNS, restval="", extrasaction="ignore")
+            table.writeheader()
+            table.writerows([*rows, epoch])
+        os.replace(half_written, path)
+
+    yield write
+
+
+@contextmanager
+def tensorboard_log(folder: Path) -> Iterator[Log]:
+    """``tensorboard/``: loss and scores over steps. Raises RecipeError where no package for it can be imported."""
+    make = _summary_writer()
+    writer: Any = None
+
+    def write(epoch: Mapping[str, Any]) -> None:
+        nonlocal writer
+        if writer is None:
+            writer = make(str(folder / "tensorboard"), purge_step=epoch["step"], flush_secs=1)
+        for name, value in epoch.items():
+            if name not in ("epoch", "step", "seconds"):
+                writer.add_scalar(name, value, epoch["step"])
+
+    try:
+        yield write
+    finally:
+        if writer is not None:
+            writer.close()
+
+
+def _summary_writer() -> Callable[..., Any]:
+    reasons = []
+    for name in WRITERS:
+        try:
+            make: Callable[..., Any] = import_module(name).SummaryWriter
+            return make
+        except Exception as error:  # noqa: BLE001  a protobuf of another age raises whatever it likes
+            reasons.append(f"{name}: {' '.join(str(error).split())}")
+    raise RecipeError(
+        f"a TensorBoard log needs the package tensorboardX or tensorboard, but neither can be imported "
+        f"({'; '.join(reasons)}); install one, or log to csv"
+    )
+
+
+LOGS: dict[str, Callable[[Path], AbstractContextManager[Log]]] = {"csv": csv_log, "tensorboard": tensorboard_log}
+"""Kinds of log, opened in a folder."""

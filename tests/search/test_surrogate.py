@@ -1,0 +1,144 @@
+"""The Gaussian process against its textbook formulas."""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pytest
+
+from onenet_bench.search import surrogate
+from onenet_bench.search.surrogate import Hyperparameters, Many, Surrogate, fit, minimise
+
+GROUPS = np.array([0, 1, 1, 2])
+LENGTHS, NOISE = np.array([0.7, 1.5, 0.4]), 0.03
+NOBODY = np.empty((0, 4))
+
+
+def data(n: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    draws = np.random.default_rng(seed)
+    features = draws.random((n, 4))
+    return features, 3 + np.sin(4 * features[:, 0]) + features[:, 3] ** 2 + draws.normal(0, 0.05, n)
+
+
+def correlation(a: np.ndarray, b: np.ndarray) -> float:
+    """Matérn-5/2, number by number."""
+    r = math.sqrt(sum(((x - y) / LENGTHS[g]) ** 2 for x, y, g in zip(a, b, GROUPS, strict=True)))
+    return (1 + math.sqrt(5) * r + 5 * r * r / 3) * math.exp(-math.sqrt(5) * r)
+
+
+def made(features: np.ndarray, values: np.ndarray, pending: np.ndarray = NOBODY, **other: Any) -> Surrogate:
+    return Surrogate(Hyperparameters(lengths=LENGTHS, noise=NOISE, **other), features, GROUPS, values, pending)
+
+
+def test_the_posterior_is_the_textbooks() -> None:
+    features, values = data(12)
+    queries = data(5, seed=1)[0]
+    mean, deviation = made(features, values).predict(queries)
+    y = (values - values.mean()) / values.std()
+    covariance = np.array([[correlation(a, b) for b in features] for a in features]) + NOISE * np.eye(12)
+    signal = (y @ np.linalg.solve(covariance, y) + 1) / 13
+    for query, m, s in zip(queries, mean, deviation, strict=True):
+        cross = np.array([correlation(query, a) for a in features])
+        assert m == pytest.approx(values.mean() + values.std() * (cross @ np.linalg.solve(covariance, y)))
+        left = signal * (1 - cross @ np.linalg.solve(covariance, cross))
+        assert s == pytest.approx(values.std() * math.sqrt(left))
+
+
+def test_pending_nets_move_no_mean_and_make_their_surroundings_surer() -> None:
+    features, values = data(10)
+    pending, queries = data(2, seed=1)[0], data(50, seed=2)[0]
+    before, after = made(features, values), made(features, values, pending)
+    np.testing.assert_allclose(after.predict(queries)[0], before.predict(queries)[0])
+    assert (after.predict(queries)[1] < before.predict(queries)[1]).all()
+    believed = np.concatenate([values, before.predict(pending)[0]])  # as if it had been told
+    told = made(np.concatenate([features, pending]), believed)
+    ratio = after.predict(queries)[1] / told.predict(queries)[1]  # pending ones leave the signal's variance alone
+    np.testing.assert_allclose(ratio, ratio[0])
+
+
+def test_the_likelihoods_value_and_gradient() -> None:
+    features, values = data(15)
+    y = (values - values.mean()) / values.std()
+    squares = np.stack([
+        ((part[:, None] - part[None]) ** 2).sum(axis=2) for part in (features[:, :1], features[:, 1:3], features[:, 3:])
+    ])  # fmt: skip
+    theta = np.append(np.log(LENGTHS), math.log(NOISE))
+    value, gradient = surrogate._negative_log_posterior(theta, squares.reshape(3, -1), y)
+    for j in range(4):
+        step = 1e-5 * np.eye(4)[j]
+        up, down = (surrogate._negative_log_posterior(theta + s, squares.reshape(3, -1), y)[0] for s in (step, -step))
+        assert gradient[j] == pytest.approx((up - down) / 2e-5, rel=1e-5, abs=1e-6)
+    # the value, up to a constant: a Gaussian's log density at the best signal variance, and the priors
+    other = theta + np.array([0.3, -0.5, 0.2, 1.0])
+    difference = surrogate._negative_log_posterior(other, squares.reshape(3, -1), y)[0] - value
+
+    def written_out(at: np.ndarray) -> float:
+        r = np.sqrt((squares / np.exp(2 * at[:3])[:, None, None]).sum(axis=0))
+        k = (1 + math.sqrt(5) * r + 5 * r**2 / 3) * np.exp(-math.sqrt(5) * r) + math.exp(at[3]) * np.eye(15)
+        grid = np.exp(np.linspace(-6, 6, 200_001))
+        quadratic, logdet = y @ np.linalg.solve(k, y), np.linalg.slogdet(k)[1]
+        density = (-0.5 * (quadratic / grid + logdet + 15 * np.log(grid)) - 0.5 * (1 / grid + np.log(grid))).max()
+        usual = 0.5 * math.log(3)
+        return float(-density + 0.5 * ((at[:3] - usual) ** 2).sum() + 0.5 * ((at[3] - math.log(0.01)) / 1.5) ** 2)
+
+    assert difference == pytest.approx(written_out(other) - written_out(theta), rel=1e-6)
+
+
+def test_what_matters_gets_the_shorter_length() -> None:
+    features, values = data(60)
+    lengths = fit(features, GROUPS, values).lengths
+    assert lengths[0] < 0.5 * lengths[1]
+    assert lengths[2] < 0.5 * lengths[1]
+
+
+def test_fits_predict_better_than_the_prior() -> None:
+    features, values = data(60)
+    queries, truth = data(200, seed=1)
+    errors = [
+        float(np.sqrt(np.mean((Surrogate(h, features, GROUPS, values, NOBODY).predict(queries)[0] - truth) ** 2)))
+        for h in (fit(features, GROUPS, values), Hyperparameters.prior(3))
+    ]
+    assert errors[0] < 0.8 * errors[1]
+    assert errors[0] < 0.1 < values.std()
+
+
+def test_hyperparameters_stay_for_a_while_and_are_fitted_on_a_part_of_many() -> None:
+    features, values = data(700)
+    kept = [n for n in range(2, 700) if surrogate._fitted_on(n) != surrogate._fitted_on(n - 1)]
+    assert kept[:6] == [2, 3, 4, 5, 6, 7]
+    assert all(b - a <= max(1, a / 7) for a, b in pairwise(kept))
+    assert fit(features[:200], GROUPS, values[:200]) is fit(features[:201], GROUPS, values[:201])
+    assert fit(features, GROUPS, values).lengths[0] < fit(features, GROUPS, values).lengths[1]
+
+
+def test_minimise_finds_rosenbrocks_valley() -> None:
+    def rosenbrock(x: np.ndarray) -> tuple[float, np.ndarray]:
+        a, b = 1 - x[0], x[1] - x[0] ** 2
+        return float(a**2 + 100 * b**2), np.array([-2 * a - 400 * x[0] * b, 200 * b])
+
+    np.testing.assert_allclose(minimise(rosenbrock, np.array([-1.2, 1.0]), steps=200), [1, 1], atol=1e-2)
+
+
+def test_a_glance_bounds_what_is_predicted() -> None:
+    queries = data(3000, seed=1)[0].astype(np.float32)
+    many = Many(queries)
+    every, told = data(101)
+    every[::2] = queries[:51]  # as near as can be
+    for n in (1, 31, 32, 33, 100, 101):  # whole chunks are kept from one to the next
+        features, values = every[:n], told[:n]
+        exact = made(features, values).predict(queries.astype(np.float64))
+        least, most = made(features, values).glance(many)
+        assert (least <= exact[0]).all()
+        assert (most >= exact[1]).all()
+        np.testing.assert_allclose(least, exact[0], atol=1e-2)
+        np.testing.assert_array_equal(made(features, values).glance(Many(queries)), (least, most))
+    assert len(many._kept) == 3
+
+
+def test_one_observation_is_enough() -> None:
+    mean, deviation = made(*data(1)).predict(data(4, seed=1)[0])
+    assert np.isfinite(mean).all()
+    assert (deviation > 0).all()

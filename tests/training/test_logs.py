@@ -1,0 +1,57 @@
+import csv
+import struct
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from onenet_bench.errors import RecipeError
+from onenet_bench.training import logs
+
+
+def epochs(first: int, last: int) -> list[dict[str, Any]]:
+    return [
+        {"epoch": n, "step": 20 * n, "loss": 1 / n, "seconds": 1.5 * n, "miou": n / 10, "map50": 0.0}
+        for n in range(first, last + 1)
+    ]
+
+
+def test_a_csv_log_has_a_row_per_epoch_and_a_resumed_one_replaces_its_own(tmp_path: Path) -> None:
+    for part in (epochs(1, 4), epochs(3, 5)):  # the state was of epoch 2
+        with logs.csv_log(tmp_path) as write:
+            for epoch in part:
+                write(epoch)
+    with (tmp_path / "log.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert tuple(rows[0]) == logs.COLUMNS
+    for row, epoch in zip(rows, epochs(1, 5), strict=True):
+        assert {name: float(value) for name, value in row.items() if value} == epoch
+    assert [path.name for path in tmp_path.iterdir()] == ["log.csv"]
+
+
+def test_a_tensorboard_log_has_loss_and_scores_over_steps(tmp_path: Path) -> None:
+    events = pytest.importorskip("tensorboardX.proto.event_pb2")
+    with logs.tensorboard_log(tmp_path) as write:
+        for epoch in epochs(1, 3):
+            write(epoch)
+    (path,) = (tmp_path / "tensorboard").iterdir()
+    content, found, starts = path.read_bytes(), {}, []
+    while content:  # TFRecord: length, its checksum, that many bytes, their checksum
+        (length,) = struct.unpack("<Q", content[:8])
+        event = events.Event.FromString(content[12 : 12 + length])
+        content = content[16 + length :]
+        starts += [event.step] if event.session_log.status else []
+        for value in event.summary.value:
+            found[value.tag, event.step] = value.simple_value
+    expected = {(name, e["step"]): e[name] for e in epochs(1, 3) for name in ("loss", "miou", "map50")}
+    assert found == pytest.approx(expected)
+    assert starts == [20]  # what an interrupted training said about later steps is void
+
+
+def test_without_a_package_for_it_a_tensorboard_log_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in logs.WRITERS:
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(RecipeError, match="needs the package tensorboardX or tensorboard, but neither can be imported"):
+        logs.tensorboard_log(tmp_path).__enter__()
+    assert not list(tmp_path.iterdir())

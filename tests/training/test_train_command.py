@@ -1,0 +1,100 @@
+"""``onenet-bench train`` as its users meet it."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors import safe_open
+
+from onenet_bench import cli
+from onenet_bench.errors import OnenetBenchError
+from tests.test_cli import COMMAND
+
+NET = """
+classes = 2
+heads = "all"
+stem = {channels = 4, repeat = 1}
+encoder = [{channels = 8}, {channels = 16}]
+decoder = [{channels = 8}, {channels = 4}]
+"""
+OPTIONS = [
+    "net.toml", "--resolution", "32", "--epochs", "4", "--recipe", "paper", "--optimiser", "adamw", "--schedule",
+    "cosine", "--learning-rate", "0.01", "--augmentation", "flips+scale", "--deep-supervision", "0.5", "--keep", "best",
+    "--patience", "3", "--log", "csv", "--threads", "1",
+]  # fmt: skip
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working folder, with a net in it."""
+    (tmp_path / "net.toml").write_text(NET)
+    (tmp_path / "top.toml").write_text(NET.replace('"all"', '"top"'))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def weights(folder: Path) -> dict[str, bytes]:
+    with safe_open(folder / "weights" / "0000.safetensors", framework="np") as file:
+        return {name: file.get_tensor(name).tobytes() for name in file.keys()}  # noqa: SIM118
+
+
+def train(folder: Path, name: str, *words: str) -> Any:
+    """The record that a training in this process left in ``name``."""
+    cli.app(["train", *words, "--json"], standalone_mode=False)
+    return json.loads((folder / name / "record.json").read_text())
+
+
+def test_killed_in_the_middle_and_resumed_it_ends_the_same_to_the_bit(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = train(folder, "whole", *OPTIONS, "--out", "whole")
+    assert whole["recipe"] == {
+        "epochs": 4, "steps": 0, "batch": 32, "optimiser": "adamw", "learning_rate": 0.01, "weight_decay": 0.0,
+        "schedule": "cosine", "background_weight": 0.25, "precision": "float32", "augmentation": "flips+scale",
+        "seed": 0, "deep_supervision": 0.5, "patience": 3, "keep": "best",
+    }  # fmt: skip
+    with subprocess.Popen(
+        [*COMMAND, "train", *OPTIONS, "--out", "parts"], cwd=folder, stderr=subprocess.PIPE, text=True
+    ) as training:
+        assert training.stderr is not None
+        while not (line := training.stderr.readline()).startswith("epoch 2 "):
+            assert line, "the training ended by itself"
+        os.kill(training.pid, signal.SIGKILL)
+    assert training.returncode == -signal.SIGKILL
+    assert not (folder / "parts" / "record.json").exists()
+    capsys.readouterr()
+    parts = train(folder, "parts", "--resume", "parts", "--threads", "1", "--log", "csv")
+    assert re.match("epoch [23] ", capsys.readouterr().err)
+    assert weights(folder / "parts") == weights(folder / "whole")
+    assert parts["scores"] == whole["scores"]
+    logs = [(folder / name / "log.csv").read_text().splitlines() for name in ("whole", "parts")]
+    without_seconds = [[line.split(",")[:3] + line.split(",")[4:] for line in log] for log in logs]
+    assert without_seconds[0] == without_seconds[1]
+    assert len(logs[0]) == 5
+
+
+WRONG = {
+    "augmentation": (
+        ["net.toml", "--augmentation", "blur"],
+        "joined by '\\+', but got 'blur'; known: flips, rotations",
+    ),
+    "recipe": (["net.toml", "--recipe", "mine"], "unknown recipe 'mine'; known: default, paper"),
+    "log": (["net.toml", "--log", "xml"], "unknown log 'xml'; known: csv, tensorboard"),
+    "one head": (["top.toml", "--deep-supervision", "1"], "heads at two or more decoder levels, but the net has one"),
+    "no net": ([], "train needs a net to begin with, or --resume FOLDER to go on"),
+    "no state": (["--resume", "nowhere"], "a training's state is .* nowhere/state.safetensors is not"),
+    "resume and more": (["--resume", "nowhere", "--epochs", "5"], "stays what it was, but got 'epochs' too; leave"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_wrong_input_is_one_sentence_and_nothing_is_left_behind(case: str, folder: Path) -> None:
+    words, sentence = WRONG[case]
+    with pytest.raises(OnenetBenchError, match=sentence):
+        cli.app(["train", *words], standalone_mode=False)
+    assert sorted(path.name for path in folder.iterdir()) == ["net.toml", "top.toml"]
