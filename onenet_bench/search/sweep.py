@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from onenet_bench import data, ledger, pareto
-from onenet_bench.errors import LedgerError
+from onenet_bench.errors import DataError, LedgerError
 from onenet_bench.ledger import Ledger
 from onenet_bench.record import SCHEMA, Machine, provenance
 from onenet_bench.search import local
@@ -26,6 +26,10 @@ def start(search: Search, folder: Path, *, command: str, workers: int, threads: 
     Raises LedgerError where the folder holds a run already or cannot be written, DataError for unusable data.
     """
     shown = data.load(search.task).validation
+    if any(o.name == "dice_case_fg" for o in search.objectives) and not any("/" in name for name in shown.names):
+        raise DataError(
+            f"dice_case_fg is a mean over patients, but {search.task.data} has none; use dice_fg, or data of volumes"
+        )
     with Ledger(folder, create=True) as book:
         header = {
             "schema": SCHEMA, "name": folder.resolve().name, **search.to_dict(), "command": command,

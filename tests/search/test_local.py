@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from onenet_bench import data, ledger, pareto
+from onenet_bench.errors import DataError
 from onenet_bench.models import load_checkpoint
 from onenet_bench.recipe import Recipe
 from onenet_bench.record import Status
@@ -119,6 +120,13 @@ def test_ctrl_c_leaves_a_run_that_goes_on(tmp_path: Path, monkeypatch: pytest.Mo
     assert sorted(r.trial for r in rows) == [0, 1, 2, 3, 4]
     whole = run(search(trials=5), tmp_path / "whole")
     assert {r.trial: r.scores for r in rows} == {r.trial: r.scores for r in whole.records}
+
+
+def test_a_score_over_patients_needs_patients(tmp_path: Path) -> None:
+    wanted = replace(search(), objectives=pareto.objectives(["dice_case_fg", "macs"]))
+    with pytest.raises(DataError, match="a mean over patients, but synthetic has none; use dice_fg"):
+        run(wanted, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_an_exception_outside_training_is_a_failed_record_too(tmp_path: Path) -> None:
