@@ -53,6 +53,9 @@ def compose(
     encoder level's family; kernels apply to 1D levels, 2D levels have 3x3. The top decoder level has no skip, as
     in the paper. Raises SpecError for nets that cannot exist.
     """
+    for name, value in (("depth", depth), ("width", width), ("growth", growth), ("max_channels", max_channels)):
+        if not isinstance(value, int | float):
+            raise SpecError(f"{name} must be a number, but got {value!r}")
     if depth < 1:
         raise SpecError(f"a U-Net has at least one level, but got depth={depth}")
 

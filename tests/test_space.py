@@ -10,7 +10,7 @@ import pytest
 
 from onenet_bench import costs, space
 from onenet_bench.budget import Budget, excess
-from onenet_bench.errors import BudgetError, OnenetBenchError, SpaceError
+from onenet_bench.errors import BudgetError, OnenetBenchError, SpaceError, SpecError
 from onenet_bench.space import SearchSpace, compose
 
 MINIMAL: dict[str, Any] = {
@@ -94,6 +94,12 @@ def test_spaces_that_cannot_be_are_refused_in_a_sentence(case: str) -> None:
     change, sentence = REFUSED[case]
     with pytest.raises(OnenetBenchError, match=sentence):
         SearchSpace.from_dict({**MINIMAL, **change})
+
+
+@pytest.mark.parametrize("argument", ["depth", "width", "growth", "max_channels"])
+def test_a_number_that_is_none_is_named(argument: str) -> None:
+    with pytest.raises(SpecError, match=f"{argument} must be a number, but got '8'"):
+        compose(**{"classes": 2, "depth": 1, "width": 8, argument: "8"})
 
 
 def test_spaces_are_found_by_name_or_file(tmp_path: Path) -> None:

@@ -200,6 +200,13 @@ def test_buckets_divide_the_nets(facts: ScreeningFacts, alone: pd.DataFrame) -> 
     assert 5e6 in {bucket.at_most for bucket in facts.buckets["macs"]}, "the limit divides"
 
 
+def test_a_net_at_its_limit_is_within_it(alone: pd.DataFrame) -> None:
+    exact = sorted(nets(alone)["macs"])[100]
+    said = facts_of("depth_scale", [Budget(cost="macs", limit=exact)])
+    assert said.fitting == said.limits[0].within == sum(nets(alone)["macs"] <= exact)
+    assert all(bucket.fitting in (0, bucket.nets) for bucket in said.buckets["macs"]), "the limit divides"
+
+
 def test_a_sample_gives_its_margin() -> None:
     budget = [Budget.parse("macs <= 25M")]
     whole = facts_of("hybrid", budget)
@@ -229,6 +236,7 @@ def test_what_fits_is_said_in_a_sentence(budget: list[str], sentence: str) -> No
     assert re.fullmatch(sentence, survey.what_fits(said)), survey.what_fits(said)
     page = build_screening(said, "onenet-bench screen")
     assert re.search(sentence, page)
+    assert all(pair.least.nets for pair in said.pairs), "what is cheapest does not depend on a budget"
     assert ("Where to begin" in page) == (said.fitting > 0)
 
 
@@ -296,6 +304,7 @@ def test_figures_show_the_facts(facts: ScreeningFacts) -> None:
     np.testing.assert_allclose(np.nan_to_num(10**shades), pair.fitting, rtol=1e-5)
     assert traces["most"].customdata == list(pair.most.nets) or tuple(traces["most"].customdata) == pair.most.nets
     assert list(traces["most line"].y) == [facts.nets[i].costs[pair.y] for i in pair.most.nets]
+    assert traces["most line"].line.shape == "hv", "the most for a cost is to be had for any higher one"
     net = facts.nets[facts.largest.nets[0]]
     assert net.label in traces["largest"].text[0]
     assert all(f"{name} {value}" in traces["largest"].text[0] for name, value in net.choices.items())
@@ -324,4 +333,7 @@ def test_names_of_a_space_are_text_on_its_page() -> None:
     )
     page = build_screening(screening_facts(screen(reached, 8, classes=2), [Budget.parse("macs <= 30k")]), "x")
     assert "<img" not in page
+    data = page.split('<script type="application/json" id="data">')[1].split("</script>")[0]
+    assert "<" not in data
+    assert "\\u003cimg" not in data, "labels of points are markup"
     assert page.count("</script>") == 3
