@@ -111,7 +111,8 @@ def test_hyperparameters_stay_for_a_while_and_are_fitted_on_a_part_of_many() -> 
     assert kept[:6] == [2, 3, 4, 5, 6, 7]
     assert all(b - a <= max(1, a / 7) for a, b in pairwise(kept))
     assert fit(features[:200], GROUPS, values[:200]) is fit(features[:201], GROUPS, values[:201])
-    assert fit(features, GROUPS, values).lengths[0] < fit(features, GROUPS, values).lengths[1]
+    part = np.linspace(0, surrogate._fitted_on(700) - 1, surrogate.FITTED_ON).astype(int)
+    assert fit(features[part], GROUPS, values[part]) is fit(features, GROUPS, values)
 
 
 def test_minimise_finds_rosenbrocks_valley() -> None:
@@ -136,6 +137,9 @@ def test_a_glance_bounds_what_is_predicted() -> None:
         np.testing.assert_allclose(least, exact[0], atol=1e-2)
         np.testing.assert_array_equal(made(features, values).glance(Many(queries)), (least, most))
     assert len(many._kept) == 3
+    other = Surrogate(Hyperparameters(lengths=2 * LENGTHS, noise=NOISE), every, GROUPS, told, NOBODY)
+    np.testing.assert_array_equal(other.glance(many), other.glance(Many(queries)))
+    assert len(many._kept) == 3  # for these lengths alone
 
 
 def test_one_observation_is_enough() -> None:
