@@ -19,14 +19,16 @@ FLOORS = {
     "memory": 3, "costs": 4, "space": 4, "field": 3, "screen": 5, "zoo": 3, "ledger": 3, "pareto": 3, "budget": 3,
     "models": 5, "measure": 6, "data": 5, "training": 5, "report": 6,
     "evaluate": 7, "inference": 7, "checking": 7,
-    "search": 8, "reproduce": 8,
+    "search": 8, "reproduce": 8, "deployment": 8,
     "cli": 9,
 }  # fmt: skip
 """A room's floor. Two rooms of one floor do not know each other. A space reads budgets and objectives, so it stands
 above them; what measures, measures models."""
 
 FENCES = {
-    "torch": {"models", "measure", "data", "training", "evaluate", "inference", "search", "cli"},
+    "torch": {"models", "measure", "data", "training", "evaluate", "inference", "deployment", "search", "cli"},
+    "onnx": {"models", "deployment"},
+    "onnxruntime": {"models", "measure", "deployment"},
     "fvcore": {"measure"},
     "ptflops": {"measure"},
     "torchinfo": {"measure"},

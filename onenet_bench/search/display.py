@@ -15,7 +15,7 @@ from rich.text import Text
 from onenet_bench import ledger, pareto
 from onenet_bench.record import Record, Status
 from onenet_bench.search.core import Core
-from onenet_bench.search.local import Ended, Epoch, Event, Started
+from onenet_bench.search.trial import Ended, Epoch, Event, Started
 
 
 class Display:

@@ -2,8 +2,7 @@
 
 Each trial runs in a fresh process forked from a server that has torch loaded already: it starts in a moment, has a
 memory of its own, and takes nobody with it when it dies. Threads and the allocator's thresholds are set for all of
-them before the server starts: a page that was freed is kept, since fetching new ones from the system costs CPU
-training about half of its time.
+them before the server starts.
 """
 
 from __future__ import annotations
@@ -13,47 +12,15 @@ import os
 import signal
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
-from onenet_bench.recipe import Recipe
-from onenet_bench.record import Machine, Record, Status, provenance, usable_cores
+from onenet_bench.record import Record, usable_cores
+from onenet_bench.search import trial
 from onenet_bench.search.core import Core, Job
-from onenet_bench.spec import NetSpec
-from onenet_bench.task import Task
-
-ENVIRONMENT = {
-    "GLIBC_TUNABLES": "glibc.malloc.mmap_threshold=8589934592:glibc.malloc.trim_threshold=17179869184",
-}
-"""What trial processes are started with, beside their threads."""
-
-
-@dataclass(frozen=True, slots=True)
-class Started:
-    """A trial has begun."""
-
-    job: Job
-
-
-@dataclass(frozen=True, slots=True)
-class Epoch:
-    """A trial has finished an epoch."""
-
-    job: Job
-    progress: Mapping[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class Ended:
-    """A trial has ended, whichever way."""
-
-    record: Record
-
-
-Event = Started | Epoch | Ended
+from onenet_bench.search.trial import Ended, Epoch, Event, Started, Work
 
 
 def run(
@@ -66,19 +33,13 @@ def run(
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["onenet_bench.evaluate"])
     open_jobs: dict[Connection, tuple[Job, ForkServerProcess]] = {}
-    with _environment({**ENVIRONMENT, "OMP_NUM_THREADS": str(threads)}):
+    with _environment({**trial.ENVIRONMENT, "OMP_NUM_THREADS": str(threads)}):
         try:
             while True:
                 while len(open_jobs) < workers and (job := core.ask()) is not None:
                     ours, theirs = context.Pipe()
-                    work = (
-                        job.spec.to_dict(),
-                        core.search.task.to_dict(),
-                        core.search.recipe.to_dict(),
-                        job.trial,
-                        dict(job.choices),
-                    )
-                    process = context.Process(target=_work, args=(theirs, *work, str(folder), device, threads))
+                    asked = trial.work(core, job, folder, device=device, threads=threads)
+                    process = context.Process(target=_work, args=(theirs, asked))
                     process.start()
                     theirs.close()
                     open_jobs[ours] = (job, process)
@@ -87,7 +48,7 @@ def run(
                     return
                 for connection in wait(list(open_jobs)):
                     assert isinstance(connection, Connection)
-                    _listen(core, connection, open_jobs, heard, device)
+                    _listen(core, connection, open_jobs, heard)
         finally:
             for _, process in open_jobs.values():
                 process.kill()
@@ -96,7 +57,7 @@ def run(
 
 def _listen(
     core: Core, connection: Connection, open_jobs: dict[Connection, tuple[Job, ForkServerProcess]],
-    heard: Callable[[Event], None], device: str,
+    heard: Callable[[Event], None],
 ) -> None:  # fmt: skip
     """One message of one trial, or its death."""
     job, process = open_jobs[connection]
@@ -111,13 +72,7 @@ def _listen(
             connection.send(go_on)
         heard(Epoch(job, content))
         return
-    if kind == "record":
-        record = Record.from_dict(content)
-    else:
-        record = Record(
-            trial=job.trial, spec=job.spec, choices=job.choices, task=core.search.task, recipe=core.search.recipe,
-            machine=Machine.here(), status=Status.FAILED, reason=content, costs=job.costs, provenance=provenance(),
-        )  # fmt: skip
+    record = Record.from_dict(content) if kind == "record" else trial.failed(core, job, content)
     del open_jobs[connection]
     connection.close()
     process.join()
@@ -145,32 +100,20 @@ def _environment(values: Mapping[str, str]) -> Iterator[None]:
             del os.environ[name]
 
 
-def _work(
-    connection: Connection, spec: dict[str, Any], task: dict[str, Any], recipe: dict[str, Any], trial: int,
-    choices: dict[str, Any], folder: str, device: str, threads: int,
-) -> None:  # fmt: skip
+def _work(connection: Connection, asked: Work) -> None:
     """The trial's process. The terminal's Ctrl-C is the driver's to handle."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    import torch
-
-    from onenet_bench.evaluate import evaluate
-
-    torch.set_num_threads(threads)
 
     def on_epoch(progress: Mapping[str, Any]) -> bool:
         connection.send(("epoch", dict(progress)))
         return bool(connection.recv())
 
     try:
-        record = evaluate(
-            NetSpec.from_dict(spec), Task.from_dict(task), Recipe.from_dict(recipe), trial=trial, choices=choices,
-            device=device, run=Path(folder), on_epoch=on_epoch,
-        )  # fmt: skip
-        connection.send(("record", record.to_dict()))
+        connection.send(("record", trial.carry_out(asked, on_epoch).to_dict()))
     except (EOFError, BrokenPipeError, ConnectionResetError):
         return  # the driver is gone
     except Exception as error:  # noqa: BLE001  the border of the process: one bad trial must not end the sweep
-        connection.send(("lost", f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"))
+        connection.send(("lost", trial.crash(error)))
 
 
 def plan_workers(workers: int | None, threads: int | None) -> tuple[int, int]:

@@ -17,7 +17,8 @@ from onenet_bench.recipe import Recipe
 from onenet_bench.record import Status
 from onenet_bench.search import local, sweep
 from onenet_bench.search.core import Core, Search
-from onenet_bench.search.local import Ended, Epoch, Event, plan_workers
+from onenet_bench.search.local import plan_workers
+from onenet_bench.search.trial import Ended, Epoch, Event
 from onenet_bench.space import SearchSpace
 
 SPACE = SearchSpace.from_dict(

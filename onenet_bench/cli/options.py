@@ -1,0 +1,121 @@
+"""What the commands share: options, how they are read, and how a command prints."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from onenet_bench.errors import RecipeError, known
+
+if TYPE_CHECKING:
+    from onenet_bench.recipe import Recipe
+
+RUNS = Path("results/runs")
+TRAINED = Path("results/trained")
+REPRODUCED = Path("results/reproduce")
+REPORTS = Path("reports")
+
+app = typer.Typer(
+    help="Find segmentation networks small enough for the edge, in the family of OneNet.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+Net = Annotated[str, typer.Argument(help="A net of the zoo by name, or the path of a spec.toml.")]
+Run = Annotated[str, typer.Argument(help="A run's folder or name, or 'latest'.")]
+Data = Annotated[
+    str, typer.Option(help="'synthetic', 'folder:PATH' with images/ and masks/ in it, or a published set, 'voc:PATH'.")
+]
+Seed = Annotated[int, typer.Option(help="Decides split, proposals, initial weights and order of images.")]
+Device = Annotated[str, typer.Option(help="Where nets run: cpu, cuda, cuda:1, …")]
+Epochs = Annotated[int | None, typer.Option(help="Passes over the training images.")]
+Steps = Annotated[int | None, typer.Option(help="Optimiser steps, instead of epochs.")]
+Batch = Annotated[int | None, typer.Option(help="Images per optimiser step.")]
+LearningRate = Annotated[float | None, typer.Option(help="Peak learning rate.")]
+Precision = Annotated[str | None, typer.Option(help="float32 or bf16.")]
+Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads (all cores).")]
+CheckpointFile = Annotated[Path, typer.Argument(help="A net's weights, as train and sweep leave them.")]
+
+
+def command_line() -> str:
+    """This command as it was typed."""
+    return shlex.join(["onenet-bench", *sys.argv[1:]])
+
+
+def read_pairs(option: str, words: list[str] | None) -> dict[str, str]:
+    """``NAME=PATH`` words as a mapping."""
+    pairs = {}
+    for word in words or ():
+        name, equals, path = word.partition("=")
+        if not (name and equals and path) or name in pairs:
+            raise RecipeError(f"{option} reads NAME=PATH, each name once, but got {word!r}")
+        pairs[name] = path
+    return pairs
+
+
+def read_integers(option: str, text: str) -> list[int]:
+    if not re.fullmatch(r"\d+(,\d+)*", text):
+        raise RecipeError(f"{option} reads 0,1,2, but got {text!r}")
+    return [int(word) for word in text.split(",")]
+
+
+def read_recipe(
+    base: Recipe, epochs: int | None, steps: int | None, batch: int | None, learning_rate: float | None,
+    precision: str | None, seed: int, **more: Any,
+) -> Recipe:  # fmt: skip
+    """``base`` with what the command line says; ``more`` are other fields, None where it says nothing."""
+    if epochs is not None and steps is not None:
+        raise RecipeError(f"a training is as long as its epochs or its steps, but got both: {epochs} and {steps}")
+    said: dict[str, Any] = {"epochs": epochs, "steps": 0 if epochs is not None else steps, "batch": batch,
+            "learning_rate": learning_rate, "precision": precision, **more}  # fmt: skip
+    return replace(base, seed=seed, **{name: value for name, value in said.items() if value is not None})
+
+
+def check_device(device: str) -> None:
+    """Raise RecipeError unless nets can be trained on ``device``. Loads torch only where it is not the CPU."""
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", device):
+        raise RecipeError(known("device", device, ["cpu", "cuda", "cuda:N"]))
+    if device != "cpu":
+        import torch
+
+        if (torch.device(device).index or 0) >= torch.cuda.device_count():
+            raise RecipeError(
+                f"{device} must be there, but torch finds {torch.cuda.device_count()} GPUs; use --device cpu"
+            )
+
+
+def absolute(data: str) -> str:
+    """A data name whose path does not depend on where the command was typed."""
+    kind, colon, where = data.partition(":")
+    return f"{kind}:{Path(where).expanduser().resolve()}" if colon and where else data
+
+
+def fresh(folder: Path) -> Path:
+    """``folder``, or the first of folder-2, folder-3, … that does not exist."""
+    number, free = 2, folder
+    while free.exists():
+        free, number = folder.with_name(f"{folder.name}-{number}"), number + 1
+    return free
+
+
+def print_table(table: Any) -> None:
+    from rich.console import Console
+
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=200)
+    console.print(table)
+
+
+def print_json(value: Any) -> None:
+    print(json.dumps(value, indent=1, allow_nan=False))

@@ -1,0 +1,187 @@
+"""Commands that search a space and show what was found."""
+
+from __future__ import annotations
+
+import re
+import sys
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from onenet_bench.cli.options import (
+    REPORTS,
+    RUNS,
+    Batch,
+    Data,
+    Device,
+    Epochs,
+    Json,
+    LearningRate,
+    Precision,
+    Run,
+    Seed,
+    Steps,
+    absolute,
+    app,
+    check_device,
+    command_line,
+    fresh,
+    print_json,
+    print_table,
+    read_recipe,
+)
+
+
+@app.command()
+def sweep(
+    space: Annotated[str, typer.Option(help="A search space by name, or the path of its TOML file.")] = "depth_scale",
+    data: Data = "synthetic",
+    trials: Annotated[int | None, typer.Option(min=1, help="Candidates to train (20 where nothing is said).")] = None,
+    sampler: Annotated[
+        str, typer.Option(help="Who proposes candidates: frontier, random, grid, nsga2 or tpe.")
+    ] = "frontier",
+    objectives: Annotated[str | None, typer.Option(help="Scores and costs, e.g. miou,parameters.")] = None,
+    budget: Annotated[list[str] | None, typer.Option(help="A ceiling, e.g. 'macs <= 20M'; may be repeated.")] = None,
+    resolution: Annotated[int | None, typer.Option(help="Side of the square input in pixels.")] = None,
+    epochs: Epochs = None,
+    steps: Steps = None,
+    batch: Batch = None,
+    learning_rate: LearningRate = None,
+    precision: Precision = None,
+    seed: Seed = 0,
+    workers: Annotated[int | None, typer.Option(min=1, help="Trials at a time (as many as cores).")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="Threads per trial (cores / workers).")] = None,
+    device: Device = "cpu",
+    out: Annotated[Path | None, typer.Option(help=f"The run's folder (a new one in {RUNS}).")] = None,
+    resume: Annotated[str | None, typer.Option(help="Go on with this run ('latest' or its folder or name).")] = None,
+    json_: Json = False,
+) -> None:  # fmt: skip
+    """Search a space: train candidates, keep every one in the ledger, write the report."""
+    from onenet_bench import budget as budgets
+    from onenet_bench import data as data_sets
+    from onenet_bench import pareto
+    from onenet_bench import space as spaces
+    from onenet_bench.report import front_rows, front_table, write_report
+    from onenet_bench.search import sweep as sweeps
+    from onenet_bench.search.core import Search
+    from onenet_bench.search.local import plan_workers
+
+    check_device(device)
+    workers, threads = plan_workers(workers, threads)
+    if resume is not None:
+        run = sweeps.find(resume, RUNS)
+        core = sweeps.resume(run, trials=trials, workers=workers, threads=threads, device=device)
+    else:
+        reached = spaces.load(space)
+        recipe = read_recipe(reached.recipe, epochs, steps, batch, learning_rate, precision, seed)
+        task = data_sets.open_task(
+            absolute(data), seed=seed, **{**reached.task, **({"resolution": resolution} if resolution else {})}
+        )
+        search = Search(
+            space=reached,
+            task=task,
+            recipe=recipe,
+            objectives=pareto.objectives(objectives.split(",")) if objectives else reached.objectives,
+            budget=tuple(map(budgets.Budget.parse, budget)) if budget else reached.budget,
+            sampler=sampler,
+            seed=seed,
+            trials=20 if trials is None else trials,
+        )
+        run = out or fresh(RUNS / f"{reached.name}-{datetime.now():%Y%m%d-%H%M%S}")
+        command = command_line()
+        core = sweeps.start(search, run, command=command, workers=workers, threads=threads, device=device)
+    page = write_report(run, REPORTS / f"{run.resolve().name}.html")
+    if json_:
+        print_json({"run": str(run), "report": str(page), "ended": core.ended, "front": front_rows(run)})
+    else:
+        print_table(front_table(run))
+        print(f"\nended:  {core.ended}\nrun:    {run}\nreport: {page}")
+    if core.ended == "interrupted":
+        print(f"go on with: onenet-bench sweep --resume {run}", file=sys.stderr)
+        raise typer.Exit(130)
+
+
+@app.command()
+def report(
+    run: Run,
+    out: Annotated[Path | None, typer.Option(help=f"The HTML file ({REPORTS}/RUN.html).")] = None,
+) -> None:
+    """Write a run's HTML report."""
+    from onenet_bench.report import write_report
+    from onenet_bench.search.sweep import find
+
+    folder = find(run, RUNS)
+    print(write_report(folder, out or REPORTS / f"{folder.resolve().name}.html"))
+
+
+@app.command()
+def front(run: Run, json_: Json = False) -> None:
+    """Print the nets of a run that no other beats."""
+    from onenet_bench.report import front_rows, front_table
+    from onenet_bench.search.sweep import find
+
+    folder = find(run, RUNS)
+    if json_:
+        print_json(front_rows(folder))
+    else:
+        print_table(front_table(folder))
+
+
+@app.command()
+def spaces(json_: Json = False) -> None:
+    """List the search spaces that come with the package."""
+    from rich.table import Table
+
+    from onenet_bench import space
+
+    found = [space.load(name) for name in space.names()]
+    if json_:
+        print_json([{**s.to_dict(), "size": s.size} for s in found])
+        return
+    table = Table(box=None, padding=(0, 2))
+    for heading in ("space", "combinations", "objectives", "budget", "what varies"):
+        table.add_column(heading, justify="right" if heading == "combinations" else "left")
+    for s in found:
+        table.add_row(s.name, f"{s.size:,}", ", ".join(o.name for o in s.objectives),
+                      ", ".join(map(str, s.budget)), s.summary)  # fmt: skip
+    print_table(table)
+
+
+@app.command()
+def screen(
+    space: Annotated[str, typer.Option(help="A search space by name, or the path of its TOML file.")] = "depth_scale",
+    budget: Annotated[list[str] | None, typer.Option(help="A ceiling, e.g. 'macs <= 20M'; may be repeated.")] = None,
+    resolution: Annotated[int | None, typer.Option(min=1, help="Side of the square input (the space's own).")] = None,
+    classes: Annotated[int, typer.Option(min=1, help="Classes to tell apart.")] = 8,
+    channels: Annotated[int, typer.Option(min=1, help="Channels of the input.")] = 3,
+    most: Annotated[
+        int | None, typer.Option(min=1, help="Sample spaces with more combinations than this (2M).")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Decides the sample.")] = 0,
+    out: Annotated[Path | None, typer.Option(help=f"The HTML file ({REPORTS}/screen-NAME.html).")] = None,
+    json_: Json = False,
+) -> None:
+    """Count every candidate of a space before anything is trained: what fits a budget, and where to begin."""
+    from onenet_bench import screen as screening
+    from onenet_bench import space as spaces
+    from onenet_bench.budget import Budget
+    from onenet_bench.report import survey
+    from onenet_bench.report.screening import write_screening
+
+    reached = spaces.load(space)
+    limits = tuple(map(Budget.parse, budget)) if budget else reached.budget
+    found = screening.screen(
+        reached, resolution or reached.task.get("resolution", 64), classes=classes, in_channels=channels,
+        most=screening.MOST if most is None else most, seed=seed,
+    )  # fmt: skip
+    facts = survey.screening_facts(found, limits)
+    command = command_line()
+    name = re.sub(r"[^\w.-]+", "-", reached.name)
+    page = write_screening(facts, out or REPORTS / f"screen-{name}.html", command)
+    if json_:
+        print_json({**survey.to_dict(facts), "report": str(page)})
+    else:
+        print_table(survey.terminal_table(facts))
+        print(f"\nreport: {page}")
