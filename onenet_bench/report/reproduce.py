@@ -13,12 +13,9 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
-from importlib.resources import files
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jinja2
-from markupsafe import Markup
 from rich.console import Group
 from rich.table import Table
 from rich.text import Text
@@ -27,6 +24,7 @@ from onenet_bench import __version__, ledger
 from onenet_bench.errors import LedgerError
 from onenet_bench.recipe import PAPER
 from onenet_bench.record import SCORES, Record, Status
+from onenet_bench.report import words
 from onenet_bench.report.whole import write_whole
 
 SOURCE = "arXiv 2411.09838"
@@ -480,14 +478,6 @@ def to_dict(facts: Reproduction) -> dict[str, Any]:
 
 # The page ----------------------------------------------------------------------------------------------------
 
-_WORDS = jinja2.Environment(
-    loader=jinja2.PackageLoader("onenet_bench.report"),
-    autoescape=True,
-    trim_blocks=True,
-    lstrip_blocks=True,
-    undefined=jinja2.StrictUndefined,
-)
-
 
 def write_reproduction(facts: Reproduction, out: Path) -> Path:
     """Write the page to ``out``, all of it or nothing, and return ``out``.
@@ -499,9 +489,10 @@ def write_reproduction(facts: Reproduction, out: Path) -> Path:
 
 def build_reproduction(facts: Reproduction) -> str:
     """The page as HTML. The same facts make the same page."""
-    css = (files("onenet_bench.report") / "templates" / "page.css").read_text(encoding="utf-8")
     table = TABLES[facts.table]
-    return _WORDS.get_template("reproduce.html.jinja").render(
+    return words.render(
+        "reproduce.html.jinja",
+        command=facts.command,
         facts=facts,
         table=table,
         blocks=[
@@ -520,6 +511,4 @@ def build_reproduction(facts: Reproduction) -> str:
         statement=STATEMENT,
         source=SOURCE,
         version=__version__,
-        command_comment=Markup(facts.command.replace(">", "&gt;")),
-        css=Markup(css),
     )

@@ -4,23 +4,18 @@ from __future__ import annotations
 
 import html
 import itertools
-import json
 import math
 from collections.abc import Sequence
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
 import numpy.typing as npt
 import plotly.graph_objects as go
-from markupsafe import Markup
-from plotly.offline import get_plotlyjs
 
 from onenet_bench import __version__
 from onenet_bench.record import COSTS
-from onenet_bench.report import survey
+from onenet_bench.report import survey, words
 from onenet_bench.report.figures import AXIS, DOMINATED, FRONT, KNEE, LOOKS, cost_axis, spread
 from onenet_bench.report.survey import Histogram, Pair, ScreeningFacts, StaticFront, title
 from onenet_bench.report.tables import NBSP, show
@@ -163,14 +158,6 @@ def _hover(facts: ScreeningFacts, front: StaticFront, place: int) -> str:
 
 # The page ------------------------------------------------------------------------------------------------------
 
-_WORDS = jinja2.Environment(
-    loader=jinja2.PackageLoader("onenet_bench.report"),
-    autoescape=True,
-    trim_blocks=True,
-    lstrip_blocks=True,
-    undefined=jinja2.StrictUndefined,
-)
-
 
 def write_screening(facts: ScreeningFacts, out: Path, command: str) -> Path:
     """Write the page of ``facts`` to ``out``, all of it or nothing, and return ``out``; ``command`` is the one that
@@ -181,14 +168,15 @@ def write_screening(facts: ScreeningFacts, out: Path, command: str) -> Path:
 
 def build_screening(facts: ScreeningFacts, command: str) -> str:
     """The page as HTML. The same facts make the same page."""
-    sources = files("onenet_bench.report") / "templates"
-    read = {name: (sources / name).read_text(encoding="utf-8") for name in ("page.css", "screening.js")}
     figures = {
-        "histograms": {h.cost: _figure(plot_histogram(h)) for h in facts.histograms},
-        "pairs": {f"{pair.x}/{pair.y}": _figure(plot_pair(facts, pair)) for pair in facts.pairs},
+        "histograms": {h.cost: words.figure_json(plot_histogram(h)) for h in facts.histograms},
+        "pairs": {f"{pair.x}/{pair.y}": words.figure_json(plot_pair(facts, pair)) for pair in facts.pairs},
     }
-    data = json.dumps(figures, allow_nan=False, separators=(",", ":"))
-    return _WORDS.get_template("screening.html.jinja").render(
+    return words.render(
+        "screening.html.jinja",
+        command=command,
+        scripts=("charts.js", "screening.js"),
+        data=figures,
         facts=facts,
         survey=survey,
         listed=_listed(facts),
@@ -202,18 +190,7 @@ def build_screening(facts: ScreeningFacts, command: str) -> str:
         columns=COSTS,
         show=show,
         version=__version__,
-        command=command,
-        command_comment=command.replace(">", "&gt;"),
-        embedded=Markup(data.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")),
-        plotly_js=Markup(get_plotlyjs().replace("</script", "<\\/script")),
-        css=Markup(read["page.css"]),
-        js=Markup(read["screening.js"]),
     )
-
-
-def _figure(figure: go.Figure) -> dict[str, Any]:
-    made: dict[str, Any] = json.loads(figure.to_json())
-    return {"data": made["data"], "layout": made["layout"]}
 
 
 def _listed(facts: ScreeningFacts) -> list[tuple[int, list[tuple[StaticFront, int]]]]:

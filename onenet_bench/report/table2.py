@@ -14,12 +14,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from decimal import Decimal
 from fractions import Fraction
-from importlib.resources import files
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jinja2
-from markupsafe import Markup
 from rich.console import Group
 from rich.table import Table
 from rich.text import Text
@@ -28,6 +25,7 @@ from onenet_bench import __version__, costs, zoo
 from onenet_bench.field import Field, receptive_field
 from onenet_bench.plan import plan
 from onenet_bench.record import COSTS, Costs
+from onenet_bench.report import words
 from onenet_bench.report.whole import write_whole
 from onenet_bench.spec import NetSpec, StageSpec, StemSpec
 
@@ -423,14 +421,6 @@ def to_dict(facts: Table2) -> dict[str, Any]:
 
 # The page ----------------------------------------------------------------------------------------------------
 
-_WORDS = jinja2.Environment(
-    loader=jinja2.PackageLoader("onenet_bench.report"),
-    autoescape=True,
-    trim_blocks=True,
-    lstrip_blocks=True,
-    undefined=jinja2.StrictUndefined,
-)
-
 
 def write_table2(facts: Table2, out: Path) -> Path:
     """Write the page to ``out``, all of it or nothing, and return ``out``.
@@ -442,8 +432,9 @@ def write_table2(facts: Table2, out: Path) -> Path:
 
 def build_table2(facts: Table2, command: str) -> str:
     """The page as HTML; ``command`` is the one that makes it again. The same facts make the same page."""
-    css = (files("onenet_bench.report") / "templates" / "page.css").read_text(encoding="utf-8")
-    return _WORDS.get_template("table2.html.jinja").render(
+    return words.render(
+        "table2.html.jinja",
+        command=command,
         facts=facts,
         quantities=QUANTITIES,
         nets=[(net, true_numbers(net)) for net in facts.nets],
@@ -455,7 +446,4 @@ def build_table2(facts: Table2, command: str) -> str:
         source=SOURCE,
         side=RESOLUTION,
         version=__version__,
-        command=command,
-        command_comment=command.replace(">", "&gt;"),
-        css=Markup(css),
     )

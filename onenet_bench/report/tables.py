@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -80,6 +81,10 @@ class Run:
         """How many trials ended in this way."""
         return int((self.frame["status"] == str(status)).sum())
 
+    def known(self, names: Iterable[str]) -> list[str]:
+        """Those of ``names``, scores and costs, that some complete candidate has a number for."""
+        return [name for name in names if self.complete[name].notna().any()]
+
     def record(self, trial: int) -> Record:
         """The Record of a trial that has ended."""
         return self._by_trial[trial]
@@ -122,6 +127,16 @@ def knee_of(frame: pd.DataFrame, pair: Sequence[pareto.Objective]) -> int | None
         return None
     found = pareto.knee(pareto.Box.around(pair, rows).place(rows))
     return None if found is None else int(rows["trial"].iloc[found])
+
+
+def number(record: Record, name: str) -> float | None:
+    """A score or cost of ``record`` by name."""
+    return record.scores.get(name) if name in SCORES else getattr(record.costs, name, None)
+
+
+def plain(value: Any) -> str:
+    """A stored value for people: text as it is, the rest as JSON."""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 # Numbers for people ----------------------------------------------------------------------------------------

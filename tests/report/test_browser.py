@@ -15,7 +15,7 @@ import pytest
 
 from onenet_bench.record import Record
 from onenet_bench.report import front_rows, write_report
-from onenet_bench.report.page import levels
+from onenet_bench.report.details import levels
 from tests.report.conftest import Written, write_run
 from tests.report.test_page import HOSTILE
 

@@ -29,8 +29,9 @@ from onenet_bench.ledger import Ledger
 from onenet_bench.palette import BACKGROUND, IGNORED, palette
 from onenet_bench.plan import plan
 from onenet_bench.record import Status
-from onenet_bench.report import build_page, page, write_report
-from onenet_bench.report.page import levels, page_facts
+from onenet_bench.report import build_page, details, page, write_report
+from onenet_bench.report.details import levels
+from onenet_bench.report.facts import page_facts
 from onenet_bench.report.pictures import image_uri, mask_uri
 from onenet_bench.report.tables import read_run
 from tests.report.conftest import RESOLUTION, MakeRun, Written, scenes
@@ -176,7 +177,7 @@ def test_levels_follow_the_plan(example: Written) -> None:
 def test_a_long_learning_curve_is_thinned_and_keeps_its_ends(
     make_run: MakeRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(page, "CURVE_POINTS", 30 * 28)
+    monkeypatch.setattr(details, "CURVE_POINTS", 30 * 28)
     run = make_run(epochs=300)
     data = page_facts(read_run(run.path))["data"]
     opened = len(data["nets"])

@@ -1,10 +1,6 @@
-"use strict";
 (() => {
   const DATA = JSON.parse(document.getElementById("data").textContent);
-  const BUTTONS = { displaylogo: false, responsive: true, showSendToCloud: false, showEditInChartStudio: false,
-    modeBarButtonsToRemove: ["sendDataToCloud", "editInChartStudio", "select2d", "lasso2d", "autoScale2d"] };
   const panels = [];
-  const drawn = []; // every chart on the page, for a change of theme
 
   /** An element with attributes and children; text is only ever set as text. */
   function el(tag, attributes, ...children) {
@@ -32,22 +28,6 @@
   }
 
   // Charts ---------------------------------------------------------------------------------------------------
-
-  function themed(layout) {
-    const style = getComputedStyle(document.documentElement);
-    const colour = (name) => style.getPropertyValue(name).trim();
-    return { ...layout,
-      modebar: { bgcolor: "rgba(0,0,0,0)", color: colour("--soft"), activecolor: colour("--accent") },
-      font: { ...layout.font, color: colour("--ink"), family: getComputedStyle(document.body).fontFamily },
-      hoverlabel: { ...layout.hoverlabel, bgcolor: colour("--panel"), bordercolor: colour("--soft"),
-        font: { ...layout.hoverlabel.font, color: colour("--ink"), family: getComputedStyle(document.body).fontFamily } } };
-  }
-
-  function draw(where, figure) {
-    if (!drawn.some((chart) => chart.where === where)) drawn.push({ where });
-    drawn.find((chart) => chart.where === where).figure = figure;
-    return Plotly.react(where, figure.data, themed(figure.layout), BUTTONS);
-  }
 
   /** The figure of a panel for any score and cost: the roles of its traces, filled anew. */
   function figureOf(panel) {
@@ -170,8 +150,7 @@
     if (net.curve.epoch.length) add("Learning curve", curve);
     if (net.status === "complete") add("Predictions", views(net));
     if (net.choices.length) add("Choices", list(net.choices, "one"));
-    const before = drawn.findIndex((chart) => chart.where.matches("#details .curve"));
-    if (before >= 0) Plotly.purge(drawn.splice(before, 1)[0].where);
+    document.querySelectorAll("#details .curve").forEach(erase);
     details.replaceChildren(...parts);
     inPlace(from, () => {
       details.hidden = false;
@@ -248,8 +227,6 @@
   document.addEventListener("keydown", (event) => {
     if (event.key === "Escape" && !details.hidden) shut();
   });
-  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () =>
-    drawn.forEach(({ where, figure }) => draw(where, figure)));
   window.addEventListener("beforeprint", () => panels.forEach((panel) => Plotly.Plots.resize(panel.where)));
   const linked = location.hash.match(/^#trial-(\d+)$/);
   if (linked) open(Number(linked[1]), null);

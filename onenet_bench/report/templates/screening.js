@@ -1,24 +1,5 @@
-"use strict";
 (() => {
   const DATA = JSON.parse(document.getElementById("data").textContent);
-  const BUTTONS = { displaylogo: false, responsive: true, showSendToCloud: false, showEditInChartStudio: false,
-    modeBarButtonsToRemove: ["sendDataToCloud", "editInChartStudio", "select2d", "lasso2d", "autoScale2d"] };
-  const drawn = new Map(); // the figure of every chart, for a change of theme
-
-  function themed(layout) {
-    const style = getComputedStyle(document.documentElement), family = getComputedStyle(document.body).fontFamily;
-    const colour = (name) => style.getPropertyValue(name).trim();
-    return { ...layout,
-      modebar: { bgcolor: "rgba(0,0,0,0)", color: colour("--soft"), activecolor: colour("--accent") },
-      font: { ...layout.font, color: colour("--ink"), family },
-      hoverlabel: { ...layout.hoverlabel, bgcolor: colour("--panel"), bordercolor: colour("--soft"),
-        font: { ...layout.hoverlabel.font, color: colour("--ink"), family } } };
-  }
-
-  function draw(where, figure, buttons = BUTTONS) {
-    drawn.set(where, [figure, buttons]);
-    return Plotly.react(where, figure.data, themed(figure.layout), buttons);
-  }
 
   function begin(panel) {
     const chart = panel.querySelector(".chart"), chosen = {};
@@ -63,6 +44,4 @@
   document.querySelectorAll("[data-histogram]").forEach((chart) =>
     draw(chart, DATA.histograms[chart.dataset.histogram], { ...BUTTONS, displayModeBar: false }));
   document.querySelectorAll(".sortable").forEach(sortable);
-  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () =>
-    drawn.forEach(([figure, buttons], where) => draw(where, figure, buttons)));
 })();
