@@ -31,6 +31,8 @@ from onenet_bench.errors import LedgerError
 from onenet_bench.record import COSTS, SCHEMA, SCORES, Record
 
 FILE = "ledger.jsonl"
+FINAL = "final"
+"""Folder in a run's in which its final trainings are: a run of their own, with a ledger of its own."""
 EVENTS = ("run", "resume", "ask", "report", "tell", "end")
 
 

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
 from enum import StrEnum
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -159,21 +160,31 @@ class Status(StrEnum):
 
 def provenance() -> dict[str, Any]:
     """Where and with what something was made: commit and dirty flag (None outside a checkout), versions, UTC time."""
-    root = Path(__file__).resolve().parent.parent
-    commit: str | None = None
-    dirty: bool | None = None
-    if (root / ".git").exists():
-        try:
-            commit = _git(root, "rev-parse", "HEAD").strip()
-            dirty = bool(_git(root, "status", "--porcelain", "--untracked-files=no").strip())
-        except (OSError, subprocess.SubprocessError):
-            commit = None
+    commit, dirty = _checkout()
     return {
         "commit": commit,
         "dirty": dirty,
-        "versions": {"python": platform.python_version(), **{name: _version(name) for name in _PACKAGES}},
+        "versions": dict(_versions()),
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
     }
+
+
+@cache
+def _checkout() -> tuple[str | None, bool | None]:
+    """Commit and dirty flag when first asked, which is nearer to when this code was loaded than any later answer."""
+    root = Path(__file__).resolve().parent.parent
+    if not (root / ".git").exists():
+        return None, None
+    try:
+        commit = _git(root, "rev-parse", "HEAD").strip()
+        return commit, bool(_git(root, "status", "--porcelain", "--untracked-files=no").strip())
+    except (OSError, subprocess.SubprocessError):
+        return None, None
+
+
+@cache
+def _versions() -> dict[str, str | None]:
+    return {"python": platform.python_version(), **{name: _version(name) for name in _PACKAGES}}
 
 
 _PACKAGES = ("onenet-bench", "torch", "optuna", "numpy", "pandas", "plotly")
@@ -199,7 +210,8 @@ class Record:
     ``choices`` are the trial's decisions in its space. ``history`` holds one dict per epoch (epoch, step, loss,
     seconds and the scores of that moment). ``scores`` are the final ones and empty where there are none;
     ``per_class`` holds lists in class order, None for a class that is absent. ``artifacts`` are paths relative
-    to the run's folder.
+    to the run's folder. ``test_scores`` are those of the same weights on the test split, which no search looks at;
+    only final trainings have them.
     """
 
     trial: int
@@ -213,6 +225,7 @@ class Record:
     costs: Costs | None = None
     scores: Mapping[str, float] = field(default_factory=dict)
     per_class: Mapping[str, list[float | None]] = field(default_factory=dict)
+    test_scores: Mapping[str, float] = field(default_factory=dict)
     history: tuple[Mapping[str, Any], ...] = ()
     seconds: float = 0.0
     artifacts: Mapping[str, str] = field(default_factory=dict)

@@ -10,7 +10,7 @@ from onenet_bench import pareto
 from onenet_bench.costs import by_level
 from onenet_bench.plan import plan
 from onenet_bench.record import COSTS, SCORES, Record, Status
-from onenet_bench.report import figures, tables
+from onenet_bench.report import figures, finals, tables
 from onenet_bench.report.tables import NUMBERS, Run, number, plain, show
 from onenet_bench.report.words import figure_json
 from onenet_bench.spec import NetSpec
@@ -20,7 +20,10 @@ CURVE_POINTS = 12_000
 """What the learning curves of all nets together may hold."""
 
 
-def data(run: Run, front: list[int], knee: int | None, growth: figures.HypervolumeFacts | None) -> dict[str, Any]:
+def data(
+    run: Run, front: list[int], knee: int | None, growth: figures.HypervolumeFacts | None,
+    final: finals.FinalFacts | None,
+) -> dict[str, Any]:  # fmt: skip
     """The nets in detail, the front of every score and cost, and the figures as they are first shown."""
     scores = run.known(SCORES)
     costs = [name for name in run.known(COSTS) if (run.complete[name] > 0).any()]
@@ -56,6 +59,7 @@ def data(run: Run, front: list[int], knee: int | None, growth: figures.Hypervolu
         "axes": axes,
         "panels": panels,
         "hypervolume": figure_json(figures.plot_hypervolume(growth)) if growth else None,
+        "final": figure_json(finals.plot_final(final)) if final else None,
         "curve": run.first_pair[0].name,
         "curve_title": SCORES[run.first_pair[0].name].title,
         "classes": list(run.task.class_names),

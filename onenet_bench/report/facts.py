@@ -11,7 +11,7 @@ from onenet_bench import __version__
 from onenet_bench.budget import Budget
 from onenet_bench.recipe import Recipe
 from onenet_bench.record import COSTS, SCORES, Record, Status
-from onenet_bench.report import details, figures, tables
+from onenet_bench.report import details, figures, finals, tables
 from onenet_bench.report.tables import NUMBERS, Run, Scale, number, plain, show
 from onenet_bench.task import Task
 
@@ -27,6 +27,7 @@ def page_facts(run: Run) -> dict[str, Any]:
     knee = tables.knee_of(run.front, run.first_pair)
     growth = figures.hypervolume_facts(run.frame, run.objectives)
     columns = _columns(run)
+    final = finals.final_facts(run)
     return {
         "title": str(run.head["name"]),
         "state": _state(run),
@@ -40,6 +41,7 @@ def page_facts(run: Run) -> dict[str, Any]:
         ],
         "tiles": _tiles(run, front, growth),
         "leaders": _leaders(run, front, knee),
+        "final": _final(final),
         "pair": [NUMBERS[o.name].title for o in run.first_pair],
         "candidates": {
             "groups": columns,
@@ -55,7 +57,7 @@ def page_facts(run: Run) -> dict[str, Any]:
         "reasons": _reasons(run),
         "gallery": {"trials": figures.spread(front, GALLERY, [knee] if knee is not None else []), "of": len(front)},
         "provenance": _provenance(run),
-        "data": details.data(run, front, knee, growth),
+        "data": details.data(run, front, knee, growth, final),
     }
 
 
@@ -176,6 +178,20 @@ def _leaders(run: Run, front: list[int], knee: int | None) -> list[dict[str, Any
             }
         )  # fmt: skip
     return leaders
+
+
+def _final(facts: finals.FinalFacts | None) -> dict[str, Any] | None:
+    """The nets that were trained anew."""
+    if facts is None:
+        return None
+    return {
+        "words": finals.final_words(facts),
+        "score": SCORES[facts.score].title,
+        "cost": COSTS[facts.costs[0]].title,
+        "costs": [COSTS[name].title for name in facts.costs],
+        "rows": finals.final_rows(facts),
+        "split": facts.split,
+    }
 
 
 def _beside(name: str, value: float | None, reference: float | None) -> str:

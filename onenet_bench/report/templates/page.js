@@ -218,6 +218,7 @@
   // Begin ----------------------------------------------------------------------------------------------------
 
   document.querySelectorAll(".panel").forEach(begin);
+  if (DATA.final) draw(document.getElementById("final-chart"), DATA.final);
   if (DATA.hypervolume) draw(document.getElementById("hypervolume"), DATA.hypervolume);
   document.querySelectorAll(".candidates").forEach(sortable);
   document.addEventListener("click", (event) => {

@@ -1,0 +1,158 @@
+"""Nets trained anew: what the page and the terminal say of them, against numbers worked out here."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from onenet_bench import ledger, pareto
+from onenet_bench.ledger import Ledger
+from onenet_bench.record import SCHEMA, Record, Status
+from onenet_bench.report import build_page
+from onenet_bench.report.finals import Spread, final_facts, final_rows, final_words
+from onenet_bench.report.tables import read_run
+from tests.report.conftest import MakeRun, Written, net, scores_of
+
+SEEDS = (1, 2, 3)
+
+
+def nets_of(run: Written, most: int = 3) -> list[Record]:
+    read = read_run(run.path)
+    return [read.record(int(trial)) for trial in read.front["trial"]][:most]
+
+
+def write_final(
+    run: Written, scores: Mapping[str, Sequence[float]], *, seeds: Sequence[int] = SEEDS, test: bool = True,
+    baseline: bool = True,
+) -> list[Record]:  # fmt: skip
+    """Final trainings of three nets of the front and of one baseline: ``scores`` by name, one a seed."""
+    found = nets_of(run)
+    nets = [{"name": f"trial {r.trial}", "trial": r.trial, "spec": r.spec.to_dict()} for r in found if r.spec]
+    by_name = {f"trial {r.trial}": r for r in found}
+    if baseline:
+        planned = net(2, 8, 0, "conv2d", "conv2d")
+        nets.append({"name": "unet, width 8", "trial": None, "spec": planned.to_dict()})
+        by_name["unet, width 8"] = replace(found[0], spec=planned)
+    records = []
+    with Ledger(run.path / ledger.FINAL, create=True) as book:
+        head = {"schema": SCHEMA, "name": "final", "contestants": nets, "seeds": list(seeds)}
+        book.append("run", head)
+        for name, values in scores.items():
+            for seed, value in zip(seeds, values, strict=False):
+                one = by_name[name]
+                number = len(records)
+                record = replace(
+                    one, trial=number, recipe=replace(one.recipe, seed=seed), history=(),
+                    status=Status.COMPLETE if math.isfinite(value) else Status.FAILED,
+                    scores=scores_of(value + 0.01) if math.isfinite(value) else {},
+                    test_scores=scores_of(value) if test and math.isfinite(value) else {},
+                )  # fmt: skip
+                records.append(record)
+                book.append("ask", {"trial": number})
+                book.append("tell", {"record": record.to_dict()})
+    return records
+
+
+@pytest.fixture
+def run(make_run: MakeRun) -> Written:
+    return make_run()
+
+
+def test_a_run_without_final_trainings_says_nothing_of_them(example: Written) -> None:
+    assert final_facts(read_run(example.path)) is None
+    assert 'id="final"' not in build_page(example.path)
+
+
+def test_means_deviations_and_the_searchs_luck(run: Written) -> None:
+    names = [f"trial {r.trial}" for r in nets_of(run)]
+    values = {names[0]: (0.8, 0.7, 0.75), names[1]: (0.6, 0.62, 0.61), names[2]: (0.5, 0.4, 0.45)}
+    write_final(run, {**values, "unet, width 8": (0.3, 0.31, 0.32)})
+    facts = final_facts(read_run(run.path))
+    assert facts is not None
+    assert facts.split == "test"
+    assert facts.ended
+    for one in facts.found:
+        assert one.test is not None
+        assert one.test.mean == pytest.approx(np.mean(values[one.name]))
+        assert one.test.deviation == pytest.approx(np.std(values[one.name], ddof=1))
+        assert one.validation is not None
+        assert one.validation.mean == pytest.approx(np.mean(values[one.name]) + 0.01)
+    searched = {f"trial {r.trial}": r.scores["miou"] for r in nets_of(run)}
+    lucky = statistics.fmean(searched[name] - np.mean(values[name]) - 0.01 for name in names)
+    assert facts.optimism == pytest.approx(lucky)
+    assert f"{abs(lucky):.3f} {'higher' if lucky >= 0 else 'lower'}" in final_words(facts)
+
+
+def test_the_probability_of_a_place_on_the_front_is_that_of_a_double_loop(run: Written) -> None:
+    first, second, third = (f"trial {r.trial}" for r in nets_of(run))
+    values = {first: (0.70, 0.66, 0.71), second: (0.69, 0.70, 0.65), third: (0.64, 0.70, 0.66)}
+    write_final(run, values, baseline=False)
+    read = read_run(run.path)
+    facts = final_facts(read)
+    assert facts is not None
+    pooled = math.sqrt(sum(2 * statistics.variance(v) for v in values.values()) / 6)
+    draws = np.random.default_rng(99).standard_t(6, size=(4000, 3))
+    parameters = [c.costs["parameters"] for c in facts.contestants]
+    on_front = np.zeros(3)
+    for draw in draws:
+        scores = [np.mean(v) + t * pooled / math.sqrt(3) for v, t in zip(values.values(), draw, strict=True)]
+        points = [(-s, float(p or 0)) for s, p in zip(scores, parameters, strict=True)]
+        for i, point in enumerate(points):
+            on_front[i] += not any(pareto.dominates(other, point) for other in points)
+    expected = on_front / len(draws)
+    assert [c.probability for c in facts.contestants] == pytest.approx(expected.tolist(), abs=0.05)
+    assert 0.1 < expected.min() < 0.9  # the seeds do leave it open
+    assert max(c.probability or 0 for c in facts.contestants) == 1.0  # nobody is cheaper than the cheapest
+
+
+def test_one_seed_says_no_probability_and_a_missing_test_split_leaves_validation(run: Written) -> None:
+    names = [f"trial {r.trial}" for r in nets_of(run)]
+    write_final(run, {name: (0.5,) for name in names}, seeds=(1,), test=False, baseline=False)
+    facts = final_facts(read_run(run.path))
+    assert facts is not None
+    assert facts.split == "validation"
+    assert all(c.probability is None and c.test is None for c in facts.contestants)
+    assert "at least two seeds" in final_words(facts)
+    assert final_rows(facts)[0]["validation"] == "0.510"
+
+
+def test_failed_and_missing_trainings_are_counted_and_spoken_of(run: Written) -> None:
+    names = [f"trial {r.trial}" for r in nets_of(run)]
+    write_final(run, {names[0]: (0.5, math.nan, 0.6), names[1]: (0.4,)})
+    facts = final_facts(read_run(run.path))
+    assert facts is not None
+    assert not facts.ended
+    assert [c.failed for c in facts.contestants] == [1, 0, 0, 0]
+    assert "Not all of these trainings" in final_words(facts)
+    assert facts.planned[0].probability is None
+    assert facts.planned[0].test is None
+
+
+def test_trainings_of_other_seeds_and_of_nets_no_longer_wanted_do_not_count(run: Written) -> None:
+    names = [f"trial {r.trial}" for r in nets_of(run)]
+    write_final(run, {name: (0.5, 0.52, 0.54) for name in names})
+    first = nets_of(run)[0]
+    assert first.spec is not None
+    wanted = [{"name": names[0], "trial": first.trial, "spec": first.spec.to_dict()}]
+    with Ledger(run.path / ledger.FINAL, create=False) as book:
+        book.append("resume", {"contestants": wanted, "seeds": [1, 3]})
+    facts = final_facts(read_run(run.path))
+    assert facts is not None
+    assert [c.name for c in facts.contestants] == names[:1]
+    assert facts.contestants[0].test == Spread.of([0.5, 0.54])
+
+
+def test_the_page_holds_every_contestant(run: Written, tmp_path: Path) -> None:
+    names = [f"trial {r.trial}" for r in nets_of(run)]
+    write_final(run, {**{name: (0.5, 0.52, 0.54) for name in names}, "unet, width 8": (0.3, 0.31, 0.32)})
+    page = build_page(run.path)
+    section = page.split('<section id="final">')[1].split("</section>")[0]
+    assert section.count("<tr") == 1 + 4
+    assert "0.520 ± 0.020" in section
+    assert section.count("baseline</span>") == 1
