@@ -12,7 +12,8 @@
 Lines that begin with ``#``, hidden files (``._*`` among them), folders and files of other kinds are passed over.
 
 **Masks** hold one integer a pixel; of a palette image that is the index, not the colour. JPEG is refused, for it
-changes values, and so are colours. The classes are the values found in all masks in use, 255 apart. Where these are
+changes values, and so are colours. The classes are the values found in all masks in use, 255 apart; but masks of 0 and
+255 alone are black and white pictures, whose 255 is the object. Where these are
 0 to K-1 for some K, a value is its class; otherwise the sorted values are numbered from 0. A class is named
 ``background`` if its value is 0, else ``value_V``, or as ``classes.txt`` says: K lines are values 0 to K-1, of which
 not all need occur, or, if other values occur, the names of the K sorted values. The background is the class named
@@ -51,7 +52,7 @@ from onenet_bench.data.samples import SPLITS, Request, Samples, Source, Splits, 
 from onenet_bench.errors import DataError
 from onenet_bench.task import Task
 
-VERSION = 1  # of the rules above
+VERSION = 2  # of the rules above
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".npy")
 IGNORED = 255
 MOST_CLASSES = 64
@@ -94,7 +95,7 @@ class _Facts:
 
     channels: int
     brightest: int  # the largest value of the 16-bit images, 0 if there are none
-    values: tuple[int, ...]  # the values of the masks, sorted, without IGNORED
+    values: tuple[int, ...]  # the masks' values that are classes, sorted
 
 
 # -- finding files ---------------------------------------------------------------------------------------------------
@@ -312,8 +313,7 @@ def _look(tree: _Tree) -> _Facts:
                 f"{mask.shape[1]} x {mask.shape[0]}; resize one of them"
             )
         values.update(np.unique(mask).tolist())
-        values.discard(IGNORED)
-        if len(values) > MOST_CLASSES:
+        if len(values - {IGNORED}) > MOST_CLASSES:
             raise DataError(
                 f"masks hold class indices, at most {MOST_CLASSES} different ones, but with {tree.masks[stem]} there "
                 "are more; look for smoothed edges, or an image among the masks"
@@ -321,16 +321,17 @@ def _look(tree: _Tree) -> _Facts:
     if len(first_with) > 1 and first_with.keys() != {1, 3}:
         told = ", ".join(f"{path} has {channels}" for channels, path in sorted(first_with.items()))
         raise DataError(f"all images have the same channels, or are grayscale and RGB, but {told}")
-    return _Facts(channels=max(first_with), brightest=brightest, values=tuple(sorted(values)))
+    classes = values if values == {0, IGNORED} else values - {IGNORED}
+    return _Facts(channels=max(first_with), brightest=brightest, values=tuple(sorted(classes)))
 
 
 def _classes(tree: _Tree, values: tuple[int, ...]) -> tuple[tuple[str, ...], tuple[int, ...]]:
     """The names of the classes, and the mask value of each."""
     if len(values) < 2:
-        hold = " and ".join(map(str, [*values, IGNORED]))
+        hold = " and ".join(map(str, [*values, f"perhaps {IGNORED}, which is for pixels that count nowhere"]))
         raise DataError(
-            f"masks hold at least two classes, but those of {tree.root} hold nothing but {hold}, and {IGNORED} is for "
-            "pixels that count nowhere; write objects as 1"
+            f"masks hold at least two classes, but those of {tree.root} hold nothing but {hold}; write the background "
+            "as 0 and objects as 1"
         )
     path = tree.root / "classes.txt"
     if path not in tree.others:
@@ -428,7 +429,8 @@ def _square_mask(path: Path, values: tuple[int, ...], side: int) -> NDArray[np.u
     """(side, side) of class indices and IGNORED"""
     mask = _read_mask(path)  # (H, W)
     indices = np.searchsorted(values, mask)
-    indices[mask == IGNORED] = IGNORED
+    if IGNORED not in values:
+        indices[mask == IGNORED] = IGNORED
     return square_mask(indices.astype(np.uint8), side)
 
 

@@ -173,6 +173,20 @@ def test_other_values_are_numbered_in_order(root: Path) -> None:
     assert np.array_equal(_everything(root)["0"][1], _halves(0, 2, 1, 255))
 
 
+@pytest.mark.parametrize(("names", "expected"), [("", ("background", "value_255")), ("sky\ncat\n", ("sky", "cat"))])
+def test_masks_of_0_and_255_alone_are_black_and_white_pictures(
+    root: Path, names: str, expected: tuple[str, str]
+) -> None:
+    for path in (root / "masks").iterdir():
+        _save(path, _halves(0, 255))
+    if names:
+        (root / "classes.txt").write_text(names)
+    else:
+        (root / "classes.txt").unlink(missing_ok=True)
+    assert _open(root).class_names == expected
+    assert all(np.array_equal(mask, _halves(0, 1)) for _, mask in _everything(root).values())
+
+
 @pytest.mark.parametrize(
     ("suffix", "dtype"),
     [(".npy", np.int64), (".npy", np.bool_), (".tif", np.int32), (".png", np.uint16), (".png", np.bool_)],
@@ -347,9 +361,9 @@ def _noise_mask(root: Path) -> None:
     _save(root / "images/2.png", _gray(height=8, width=16))
 
 
-def _only_ignored(root: Path) -> None:
+def _only_one(root: Path) -> None:
     for path in (root / "masks").iterdir():
-        _save(path, _halves(0, 255))
+        _save(path, _halves(1, 255))
 
 
 def _without(*names: str) -> Callable[[Path], object]:
@@ -446,8 +460,8 @@ REFUSALS: dict[str, tuple[Callable[[Path], object], str]] = {
         r"masks/2\.npy holds -1; write 255",
     ),
     "too many classes": (_noise_mask, r"at most 64 different ones, but with .*masks/2\.png"),
-    "0 and 255": (_only_ignored, "hold nothing but 0 and 255, .* write objects as 1"),
-    "0 and 255, with names": (_each(_only_ignored, _write("classes.txt", "a\nb\n")), "hold nothing but 0 and 255"),
+    "1 and 255": (_only_one, "hold nothing but 1 and perhaps 255, .* objects as 1"),
+    "1 and 255, with names": (_each(_only_one, _write("classes.txt", "a\nb\n")), "hold nothing but 1 and"),
     "too few names": (
         _each(_write("classes.txt", "a\nb\n"), lambda r: _save(r / "masks/2.png", _halves(0, 7))),
         r"classes\.txt names 2 classes, but the masks hold the values 0, 1, 7",
