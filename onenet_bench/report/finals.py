@@ -187,17 +187,18 @@ def final_rows(facts: FinalFacts) -> list[dict[str, Any]]:
 
 def final_words(facts: FinalFacts) -> str:
     """What the final trainings say, in sentences."""
-    seeds = f"{len(facts.seeds)} fresh {'seed' if len(facts.seeds) == 1 else 'seeds'}"
     said = [
-        f"{len(facts.found)} nets of the front and {len(facts.planned)} planned baselines were trained with {seeds}."
+        f"{_many(len(facts.found), 'net')} of the front and {_many(len(facts.planned), 'planned baseline')} were trained "
+        f"with {_many(len(facts.seeds), 'fresh seed')}."
     ]
     if not facts.ended:
         said.append("Not all of these trainings have been made yet.")
-    rated = [c for c in facts.contestants if c.probability is not None]
-    if rated:
-        for who, what in ((facts.found, "nets that the search found"), (facts.planned, "baselines")):
-            sure = sum((c.probability or 0) >= 0.5 for c in who)
-            said.append(f"{sure} of {len(who)} {what} are more likely than not on the front of all of them.")
+    if any(c.probability is not None for c in facts.contestants):
+        sure = [sum((c.probability or 0) >= 0.5 for c in who) for who in (facts.found, facts.planned)]
+        said.append(
+            f"More likely than not on the front of all of them: {sure[0]} of {len(facts.found)} found, {sure[1]} of "
+            f"{len(facts.planned)} planned."
+        )
     elif len(facts.seeds) < 2:
         said.append("How sure a place on the front is takes at least two seeds.")
     if facts.optimism is not None:
@@ -206,6 +207,10 @@ def final_words(facts: FinalFacts) -> str:
             f"{'higher' if facts.optimism >= 0 else 'lower'} on validation, on average, than with fresh seeds."
         )
     return " ".join(said)
+
+
+def _many(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def final_table(facts: FinalFacts) -> Table:
