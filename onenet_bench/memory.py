@@ -7,7 +7,7 @@ convolution library takes for itself.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from itertools import count as counter
 
 from onenet_bench.plan import BAND, Plan, Row, is_banded
@@ -15,8 +15,42 @@ from onenet_bench.plan import BAND, Plan, Row, is_banded
 BYTES = 4
 """Bytes of a float32 number."""
 
+CHUNK = 1 << 17
+"""Elements that a batch norm in training works on at a time: half a mebibyte, which fits into a core's cache."""
+
+ROWS = 1024
+"""The least rows of a 1x1 convolution's backward pass at a time."""
+
 IN_PLACE = frozenset({"relu", "add"})
-"""Rows that write their output over their first input."""
+"""Rows that write their output over their first input; in inference norms do, too."""
+
+
+def is_channel_conv(row: Row) -> bool:
+    """Whether a row is a 1x1 convolution that is a matrix product of all positions."""
+    return row.op == "conv" and row.kernel == row.stride == row.groups == 1
+
+
+def taken_in(rows: Sequence[Row], indices: Iterable[int]) -> tuple[dict[int, list[int]], set[int]]:
+    """Of the rows ``indices``, which are executed: the readers of each, and those that a neighbour does.
+
+    A ReLU is done by the 1x1 or spatial convolution or the norm before it; a norm by the 1x1 convolutions behind it;
+    so is, in inference, a pixel-unshuffle.
+    """
+    executed = list(indices)
+    readers: dict[int, list[int]] = {index: [] for index in (-1, *executed)}
+    for index in executed:
+        for source in rows[index].inputs:
+            readers[source].append(index)
+    taken = set()
+    for index in executed:
+        row, source = rows[index], rows[index].inputs[0]
+        if row.op == "relu":
+            does = rows[source].op in ("spatial", "norm") or is_channel_conv(rows[source])
+            if does and readers[source] == [index]:
+                taken.add(index)
+        elif row.op in ("norm", "unshuffle") and all(is_channel_conv(rows[reader]) for reader in readers[index]):
+            taken.add(index)
+    return readers, taken
 
 
 def peak_elements(lowered: Plan) -> int:
@@ -28,7 +62,7 @@ def live_elements(lowered: Plan) -> list[int]:
     """Elements alive while each row runs, the image included, weights not; 0 for a row that never runs.
 
     A tensor lives from the row that makes it to the last row that reads it, which is the first one met going back.
-    This is the execution of ``onenet_bench.models``: rows in their order, ReLUs and sums in place.
+    This is the execution of ``onenet_bench.models`` on a CPU: rows in their order, ReLUs, norms and sums in place.
     """
     rows = lowered.rows
     c, h, w = lowered.shape
@@ -37,12 +71,19 @@ def live_elements(lowered: Plan) -> list[int]:
         wanted.add(-1)  # an image of one channel is channels-last as it is, and needs no copy
     live = c * h * w + rows[lowered.output].elements  # the caller keeps its image
     needed = []
-    for row in reversed(rows):
+    for index in range(len(rows) - 1, -1, -1):
+        row = rows[index]
         if not row.runs:
             needed.append(0)
             continue
         op, inputs = row.op, row.inputs
-        in_place = op in IN_PLACE and inputs[0] >= 0
+        first = rows[inputs[0]] if inputs[0] >= 0 else None
+        if op == "unshuffle" and index not in wanted:  # the 1x1 convolution behind it does it
+            needed.append(0)
+            continue
+        if first and first.op == "unshuffle" and is_channel_conv(row):
+            inputs = first.inputs
+        in_place = (op in IN_PLACE or op == "norm") and inputs[0] >= 0
         if in_place:
             wanted.add(inputs[0])  # whose memory is the output's, which lives already
         for source in inputs:
@@ -50,14 +91,26 @@ def live_elements(lowered: Plan) -> list[int]:
                 wanted.add(source)
                 made = rows[source]
                 live += made.c_out * made.h_out * made.w_out if source >= 0 else c * h * w
-        needed.append(live + SCRATCH[op](row) if op in SCRATCH else live)
+        if first and first.op == "norm" and is_channel_conv(row):
+            needed.append(live + _folding(row))
+        else:
+            needed.append(live + SCRATCH[op](row) if op in SCRATCH else live)
         if not in_place:
             live -= row.c_out * row.h_out * row.w_out
     needed.reverse()
     return needed
 
 
+def _folding(row: Row) -> int:
+    """Elements that a 1x1 convolution needs in inference to do the batch norm before it: scaled weights, or, where it
+    has fewer positions than weights' rows, the norm's scale and shift while there is no output yet."""
+    if row.h_out * row.w_out < row.c_out:
+        return max(0, 3 * row.c_in - row.elements)
+    return row.c_out * row.c_in + 3 * row.c_in + row.c_out
+
+
 SCRATCH: dict[str, Callable[[Row], int]] = {
+    "norm": lambda row: 3 * row.c_out,  # 1 / σ, scale and shift
     "maxpool": lambda row: 2 * row.elements,  # where each maximum stood, as int64
     "spatial": lambda row: (
         BAND * BAND * 3  # the banded filter
@@ -121,7 +174,7 @@ def training_peak_bytes(
     images = BYTES * batch * c * h * w + 8 * batch * sum(rows[head].h_out * rows[head].w_out for head in heads)
     heap = _Heap(BYTES * weights + buffers + moments + images + scalars)
 
-    last_read = {source: index for index, row in enumerate(rows) if row.runs for source in row.inputs}
+    readers, taken = taken_in(rows, sorted(runs))
     storage: dict[int, int] = {}  # of every row's output, while the executor holds it
     wide: set[int] = set()  # rows whose output is float32 whatever the precision
     saved: dict[int, list[int]] = {}  # what the backward pass of a row holds
@@ -130,6 +183,17 @@ def training_peak_bytes(
     def size(index: int) -> int:
         return batch * rows[index].elements * (BYTES if index in wide else narrow)
 
+    def does_relu(index: int) -> bool:
+        """Whether a row does the ReLU behind it."""
+        return any(reader in taken and rows[reader].op == "relu" for reader in readers[index])
+
+    def statistics(index: int) -> int:
+        """Mean and 1 / σ, kept for the backward pass, of the input of a norm."""
+        row = rows[index]
+        chunk = _chunk(batch * row.h_out * row.w_out, row.c_out)
+        heap.drop(heap.new((BYTES if narrow == BYTES else 2 * BYTES) * chunk))
+        return heap.new(2 * BYTES * row.c_out)
+
     storage[-1] = heap.new(BYTES * batch * c * h * w if c > 1 else 0)  # in channels-last memory
     wide.add(-1)
     for index, row in enumerate(rows):
@@ -137,7 +201,23 @@ def training_peak_bytes(
             continue
         source = row.inputs[0]
         kept: list[int] = []
-        if row.op in ("conv", "up"):
+        if is_channel_conv(row):
+            scaled = source in taken and rows[source].op == "norm"
+            if scaled:
+                kept.append(statistics(source))
+            casted = narrow < BYTES and source in wide
+            rows_read = heap.new(narrow * batch * _elements_in(row)) if casted else heap.hold(storage[source])
+            kept.append(rows_read)
+            folded = heap.new(BYTES * row.parameters) if scaled else None
+            storage[index] = heap.new(size(index))
+            if folded is not None:
+                heap.drop(folded)
+            learns.add(index)
+            if does_relu(index):
+                kept.append(heap.hold(storage[index]))
+        elif row.op in ("relu", "norm") and index in taken:
+            storage[index] = heap.hold(storage[source])
+        elif row.op in ("conv", "up"):
             if narrow < BYTES:  # autocast's copies of the weights live as long as the graph does
                 kept.append(heap.new(narrow * row.parameters))
                 if source in wide:
@@ -146,16 +226,18 @@ def training_peak_bytes(
                 kept.append(heap.hold(storage[source]))
             storage[index] = heap.new(size(index))
             learns.add(index)
-        elif row.op in IN_PLACE or (row.op == "relu" and rows[source].op == "spatial"):
+        elif row.op in IN_PLACE:
             storage[index] = heap.hold(storage[source])
-            if row.op == "relu" and rows[source].op != "spatial":
+            if row.op == "relu":
                 kept.append(heap.hold(storage[index]))
         else:
             if row.op == "normalise" or (source in wide and source not in learns):
                 wide.add(index)
             storage[index] = heap.new(size(index))
             if row.op == "norm":
-                kept += [heap.hold(storage[source]), heap.new(2 * BYTES * row.c_out)]
+                kept += [heap.hold(storage[source]), statistics(index)]
+                if does_relu(index):
+                    kept.append(heap.hold(storage[index]))
             elif row.op == "maxpool":
                 kept += [heap.hold(storage[source]), heap.new(8 * batch * row.elements)]
             elif row.op == "spatial":
@@ -173,7 +255,7 @@ def training_peak_bytes(
             for key in kept:
                 heap.drop(key)
         for read in set(row.inputs):
-            if last_read[read] == index:
+            if max(readers[read]) == index:
                 heap.drop(storage[read])
 
     # The losses. The training loop itself holds the logits, and float32 ones of narrow logits until they are used.
@@ -220,12 +302,27 @@ def training_peak_bytes(
         elif row.op == "add":
             for read in row.inputs:
                 give(read, heap.hold(gradient), view)
-        elif row.op == "relu" and rows[source].op == "spatial":
+        elif index in taken and row.op != "unshuffle":
             give(source, heap.hold(gradient), view)
+        elif is_channel_conv(row):
+            scaled = source in taken and rows[source].op == "norm"
+            folded = heap.new(narrow * row.c_in * row.c_out) if scaled or narrow < BYTES else None
+            heap.new(BYTES * row.parameters)  # stays: the gradient of the weights
+            onward = heap.new(size(source)) if source in learns else None
+            if does_relu(index):
+                chunk = _chunk(batch * row.h_out * row.w_out, row.c_out, ROWS)
+                heap.drop(heap.new(narrow * chunk + BYTES * row.c_out))
+            if folded is not None:
+                heap.drop(folded)
+            heap.new(2 * BYTES * row.c_in * scaled)  # stays: of the norm's
+            if onward is not None:
+                give(rows[source].inputs[0] if scaled else source, onward, False)
         else:
             if row.op == "spatial":
                 masked = heap.new(size(index))  # through its ReLU
             onward = heap.new(size(source)) if source in learns else None
+            if row.op == "norm":
+                heap.drop(heap.new(BYTES * _chunk(batch * row.h_out * row.w_out, row.c_out)))
             if row.op == "spatial":
                 per_image = 1 if is_banded(row.kernel, row.elements) else batch
                 heap.drop(heap.new(narrow * per_image * SCRATCH["spatial"](row)))
@@ -240,6 +337,11 @@ def training_peak_bytes(
             heap.drop(key)
         heap.drop(gradient)
     return heap.peak
+
+
+def _chunk(rows: int, channels: int, least: int = 1) -> int:
+    """Elements that a batch norm or 1x1 convolution works on at a time, of (rows, channels)."""
+    return channels * min(rows, max(least, CHUNK // channels))
 
 
 def _buffers(row: Row) -> int:

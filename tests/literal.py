@@ -51,7 +51,7 @@ class LiteralEncoder(nn.Module):
         )
         self.convs = nn.ModuleDict()
         for i, (c, d) in enumerate(itertools.pairwise(widths)):
-            self.convs[f"spatial_{i}"] = spatial(k)
+            self.convs[f"spatial_{i}"] = spatial(k) if k else nn.Identity()  # Table 2 has a net without
             self.convs[f"channel_1_{i}"] = channel(4 * c, d)
             self.convs[f"channel_2_{i}"] = Crb(d, d, 1, 1)
 

@@ -99,5 +99,5 @@ def test_the_peak_of_a_net_done_by_hand() -> None:
     """unet(1, width=4, stem_repeat=1) at 8x8, elements: image 192 all along; at the top level's end the
     grown tensor (4x8x8), the convolution's output beside it."""
     spec = zoo.unet(1, width=4, stem_repeat=1)
-    # the stem's conv output (256) with its norm's output (256) is the most that lives at once
+    # the top level's conv input (256) with its output (256) is the most that lives at once: norms are in place
     assert costs.peak_elements(plan(spec, (3, 8, 8))) == 192 + 256 + 256

@@ -146,16 +146,21 @@ def net_to_count(spec: NetSpec, device: str) -> models.UNet:
 
 @contextlib.contextmanager
 def plain_spatial(net: nn.Module) -> Iterator[None]:
-    """Let the spatial convolutions of ``net`` run in their plain form: the operators of the banded one, which makes the
-    same sums faster, are not the net's multiply-adds."""
+    """Let ``net`` run row by row and its spatial convolutions in their plain form: the operators of the banded one,
+    which makes the same sums faster, are not the net's multiply-adds."""
     before = {module: module.banded for module in net.modules() if isinstance(module, SpatialConv)}
+    whole = {module: module.plain for module in net.modules() if isinstance(module, models.UNet)}
     for module in before:
         module.banded = False
+    for whole_net in whole:
+        whole_net.plain = True
     try:
         yield
     finally:
         for module, banded in before.items():
             module.banded = banded
+        for whole_net, plain in whole.items():
+            whole_net.plain = plain
 
 
 # The counters --------------------------------------------------------------------------------------------

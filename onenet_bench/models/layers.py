@@ -69,28 +69,6 @@ def recover_channels(x: Tensor, height: int, width: int) -> Tensor:
     return x.reshape(x.shape[0], height, width, -1).permute(0, 3, 1, 2)
 
 
-IMAGES = 16
-"""From so many images on, torch's fast library takes 1x1 convolutions on one thread too."""
-
-
-def channel_conv(conv: nn.Module, x: Tensor, *, relu: bool) -> Tensor:
-    """A 1x1 convolution, with a ReLU behind it where ``relu`` says so: the paper's channel-wise 1D convolution.
-
-    In and out: (B, C, H, W) and (B, C', H, W). On one CPU thread torch gives 1x1 convolutions of fewer than 16 images
-    to its slow library. Channels-last memory is a list of B·H·W positions, whatever the images they belong to, so it
-    is read, where it lies, as 16 images of one row. The ReLU is here because autograd would copy the whole gradient
-    for an in-place one behind such a view.
-    """
-    b, c, h, w = x.shape
-    slow = x.device.type == "cpu" and b < IMAGES and torch.get_num_threads() == 1
-    as_rows = slow and b * h * w >= 4096 and b * h * w % IMAGES == 0
-    if as_rows:
-        x = x.permute(0, 2, 3, 1).reshape(IMAGES, 1, -1, c).permute(0, 3, 1, 2)  # (16, C, 1, B·H·W/16)
-    x = conv(x)
-    x = F.relu(x, inplace=True) if relu else x
-    return x.permute(0, 2, 3, 1).reshape(b, h, w, -1).permute(0, 3, 1, 2) if as_rows else x
-
-
 class SpatialConv(nn.Module):
     """The paper's spatial convolution: one filter of k taps over (B, 1, H·W·C), with bias, reflection padding and ReLU.
 

@@ -12,8 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from onenet_bench.models.layers import SpatialConv, channel_conv, channels_last
-from onenet_bench.plan import Row, check_resolution, plan
+from onenet_bench.memory import is_channel_conv, taken_in
+from onenet_bench.models.fused import batch_norm, channel_conv, unshuffled_conv
+from onenet_bench.models.layers import SpatialConv, channels_last
+from onenet_bench.plan import Plan, Row, check_resolution, plan
 from onenet_bench.spec import NetSpec
 
 MEAN, DEVIATION = 0.45, 0.225
@@ -54,33 +56,29 @@ class UNet(nn.Module):
     make logits, deepest first, that of ``forward`` last.
 
     Memory is channels-last throughout: a 1x1 convolution is then a matrix product, and the flattening of a spatial
-    convolution is free.
+    convolution is free. On a CPU rows are executed together where that is the same and faster (``fused``), and the
+    modules of batch norms and 1x1 convolutions are read, not called. Everything is called, row by row, on other
+    devices, where ``plain`` is set, where a module has a forward hook, and where the net is traced.
     """
 
     def __init__(self, spec: NetSpec) -> None:
         super().__init__()
         self.spec = spec
+        self.plain = False
         self._plan = plan(spec, (spec.in_channels, spec.total_scale, spec.total_scale))  # layers know no resolution
-        last_read = {source: i for i, row in enumerate(self._plan.rows) if row.runs for source in row.inputs}
         heads = self._plan.heads
         self.heads = tuple(self._plan.rows[index].name for index in heads)
-        steps: list[_Step] = []
+        modules: dict[int, nn.Module] = {}
         for index, row in enumerate(self._plan.rows):
-            module = MODULES[row.op](row) if row.op in MODULES else None
-            if module is not None:
+            if row.op in MODULES:
+                modules[index] = MODULES[row.op](row)
                 if row.op in ("conv", "up"):
-                    weight = module.get_parameter("weight")
+                    weight = modules[index].get_parameter("weight")
                     weight.data = weight.data.contiguous(memory_format=torch.channels_last)
-                _attach(self, row.name, module)
-            if row.runs or index in heads:
-                dead = [source for source in set(row.inputs) if last_read[source] == index]
-                before = self._plan.rows[row.inputs[0]]
-                done = row.op == "relu" and (before.op == "spatial" or _is_channel_conv(before))
-                if done and before.op == "conv":
-                    steps[-1] = steps[-1]._replace(relu=True)
-                steps.append(_Step(index, row, module, dead, done, False))
-        self._steps_of_all_heads = steps
-        self._steps = [step for step in steps if step.row.runs]
+                _attach(self, row.name, modules[index])
+        runs = [index for index, row in enumerate(self._plan.rows) if row.runs]
+        self._steps = _steps(self._plan, runs, modules)
+        self._steps_of_all_heads = _steps(self._plan, sorted({*runs, *heads}), modules)
 
     def forward(self, image: Tensor) -> Tensor:
         return self._run(self._steps, image)[self._plan.output]
@@ -96,36 +94,84 @@ class UNet(nn.Module):
     def _run(self, steps: list[_Step], image: Tensor) -> dict[int, Tensor]:
         """Execute ``steps``. What is left is what no step reads, by row: the logits."""
         check_resolution(self.spec, *image.shape[-2:])
+        carry_out = _one_by_one if self._is_plain(image) else _together
         tensors = {-1: channels_last(image)}
-        for index, row, module, dead, done, relu in steps:
-            inputs = [tensors[source] for source in row.inputs]
-            for source in dead:
+        for step in steps:
+            inputs = [tensors[source] for source in step.row.inputs]
+            for source in step.dead:
                 del tensors[source]
-            if done:
-                tensors[index] = inputs[0]
-            elif module is not None and _is_channel_conv(row):
-                tensors[index] = channel_conv(module, inputs[0], relu=relu)
-            elif module is not None:
-                tensors[index] = module(inputs[0])
-            else:
-                tensors[index] = ACTIONS[row.op](row, inputs)
+            tensors[step.at] = carry_out(step, inputs)
             del inputs
         return tensors
 
+    def _is_plain(self, image: Tensor) -> bool:
+        if self.plain or image.device.type != "cpu" or torch.jit.is_tracing():  # type: ignore[attr-defined,no-untyped-call]
+            return True
+        return any(layer._forward_hooks or layer._forward_pre_hooks for layer in self.modules() if layer is not self)
+
 
 class _Step(NamedTuple):
-    """A row as it is executed."""
+    """A row as it is executed: by itself, or with the rows before and behind it that it takes in."""
 
     at: int  # the row's index
     row: Row
     module: nn.Module | None
     dead: list[int]  # rows whose output nobody reads afterwards
-    done: bool  # a ReLU that the step before it did
-    relu: bool  # a 1x1 convolution that does the ReLU behind it
+    done: bool  # the ReLU of a spatial convolution, which has done it
+    taken: bool  # the rows that read this one do it, or the one before has done it
+    relu: bool  # does the ReLU behind it
+    norm: nn.BatchNorm2d | None  # a 1x1 convolution that does the batch norm before it
+    unshuffle: int  # a 1x1 convolution that does, in inference, the pixel-unshuffle before it: its scale, or 0
 
 
-def _is_channel_conv(row: Row) -> bool:
-    return row.op == "conv" and row.kernel == row.stride == row.groups == 1
+def _steps(lowered: Plan, indices: list[int], modules: dict[int, nn.Module]) -> list[_Step]:
+    """The rows ``indices`` of a plan as steps."""
+    rows = lowered.rows
+    readers, taken = taken_in(rows, indices)
+    steps = []
+    for index in indices:
+        row, source = rows[index], rows[index].inputs[0]
+        before = rows[source] if is_channel_conv(row) and source in taken else None
+        norm = modules[source] if before and before.op == "norm" else None
+        assert norm is None or isinstance(norm, nn.BatchNorm2d)
+        steps.append(
+            _Step(
+                at=index, row=row, module=modules.get(index),
+                dead=[source for source in set(row.inputs) if max(readers[source]) == index],
+                done=row.op == "relu" and rows[source].op == "spatial",
+                taken=index in taken, norm=norm,
+                relu=any(rows[at].op == "relu" and at in taken for at in readers[index]),
+                unshuffle=before.stride if before and before.op == "unshuffle" else 0,
+            )
+        )  # fmt: skip
+    return steps
+
+
+def _one_by_one(step: _Step, inputs: list[Tensor]) -> Tensor:
+    """Every row by itself, modules called."""
+    if step.done:
+        return inputs[0]
+    if step.module is not None:
+        out: Tensor = step.module(inputs[0])
+        return out
+    return ACTIONS[step.row.op](step.row, inputs)
+
+
+def _together(step: _Step, inputs: list[Tensor]) -> Tensor:
+    """On a CPU: rows that are taken in are left to their neighbours."""
+    inference = not torch.is_grad_enabled()
+    if step.taken and (step.row.op != "unshuffle" or inference):
+        return inputs[0]
+    if isinstance(step.module, nn.BatchNorm2d):
+        return batch_norm(step.module, inputs[0], relu=step.relu)
+    if isinstance(step.module, nn.Conv2d) and step.unshuffle and inference:
+        return unshuffled_conv(step.module, inputs[0], step.unshuffle, relu=step.relu)
+    if isinstance(step.module, nn.Conv2d) and is_channel_conv(step.row):
+        return channel_conv(step.module, inputs[0], relu=step.relu, norm=step.norm)
+    if step.module is not None:
+        out: Tensor = step.module(inputs[0])
+        return out
+    return ACTIONS[step.row.op](step.row, inputs)
 
 
 def _attach(root: nn.Module, path: str, module: nn.Module) -> None:

@@ -13,8 +13,6 @@ from onenet_bench import models, zoo
 from onenet_bench.errors import SpecError
 from onenet_bench.models.layers import (
     SpatialConv,
-    channel_conv,
-    channels_last,
     flat_pixel_shuffle,
     flat_pixel_unshuffle,
     flatten_channels,
@@ -106,29 +104,6 @@ def test_the_banded_form_runs_where_it_fits() -> None:
     layer(x)
     layer(torch.rand(1, 3, 3, 3))
     assert calls == [1]
-
-
-@pytest.mark.parametrize(
-    ("shape", "as_rows"), [((2, 3, 64, 64), True), ((2, 3, 8, 8), False), ((16, 3, 64, 64), False)]
-)
-@pytest.mark.parametrize("relu", [True, False])
-def test_a_channel_convolution_is_a_1x1_convolution(shape: tuple[int, ...], as_rows: bool, relu: bool) -> None:
-    torch.manual_seed(0)
-    layer = nn.Conv2d(3, 5, 1).double()
-    x = channels_last(torch.randn(shape, dtype=torch.float64)).requires_grad_()
-    wanted = F.conv2d(x, layer.weight, layer.bias)
-    wanted = F.relu(wanted) if relu else wanted
-    gradient = torch.randn_like(wanted)
-    inputs = (x, layer.weight, layer.bias)
-    seen = []
-    layer.register_forward_hook(lambda _module, args, _out: seen.append(tuple(args[0].shape)))
-    got = channel_conv(layer, x, relu=relu)
-    assert seen == [(16, 3, 1, 512) if as_rows else shape]
-    torch.testing.assert_close(got, wanted, rtol=1e-12, atol=1e-12)
-    for a, b in zip(
-        torch.autograd.grad(got, inputs, gradient), torch.autograd.grad(wanted, inputs, gradient), strict=True
-    ):
-        torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-11)
 
 
 @given(specs())

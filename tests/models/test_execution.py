@@ -1,0 +1,199 @@
+"""How nets are executed: equal to the plain reference composition, in every mode, and as accurate."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from onenet_bench import models, zoo
+from onenet_bench.models import fused
+from onenet_bench.models.layers import channels_last
+from onenet_bench.spec import NetSpec
+from tests.reference import Reference
+from tests.specs import specs
+
+
+@pytest.fixture(autouse=True)
+def _threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def pair(spec: NetSpec, seed: int = 0) -> tuple[models.UNet, Reference]:
+    """A net in float64 and its reference, with the same weights; norms with scales and shifts of their own."""
+    torch.manual_seed(seed)
+    net, reference = models.build(spec).double(), Reference(spec).double()
+    for layer in net.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            nn.init.uniform_(layer.weight, -1.5, 1.5)
+            nn.init.uniform_(layer.bias, -1, 1)
+    reference.load_state_dict(net.state_dict())
+    return net, reference
+
+
+def close(got: Tensor, wanted: Tensor, tolerance: float = 1e-10) -> None:
+    """To ``tolerance`` of the largest number, or of 1."""
+    assert (got - wanted).abs().max() <= tolerance * max(1.0, float(wanted.abs().max()))
+
+
+@given(spec=specs(), batch=st.integers(1, 3))
+@settings(max_examples=30)
+def test_outputs_gradients_and_statistics_are_the_references(spec: NetSpec, batch: int) -> None:
+    net, reference = pair(spec)
+    side = 2 * spec.total_scale
+    image = torch.rand(batch, spec.in_channels, side, side, dtype=torch.float64)
+    got, wanted = net.all_heads(image), reference.all_heads(image)
+    weights = [torch.randn_like(logits) for logits in wanted]
+    for a, b in zip(got, wanted, strict=True):
+        close(a, b)
+    torch.autograd.backward(got, weights)
+    torch.autograd.backward(wanted, weights)
+    theirs = dict(reference.named_parameters())
+    scale = max((float(p.grad.abs().max()) for p in theirs.values() if p.grad is not None), default=1.0)
+    for name, parameter in net.named_parameters():
+        gradient = theirs[name].grad
+        assert (parameter.grad is None) == (gradient is None), name
+        if parameter.grad is not None and gradient is not None:
+            assert (parameter.grad - gradient).abs().max() <= 1e-10 * max(1.0, scale), name
+    state = reference.state_dict()
+    for name, value in net.state_dict().items():
+        if "running" in name or "num_batches" in name:
+            close(value.double(), state[name].double())
+
+
+@given(spec=specs())
+@settings(max_examples=30)
+def test_evaluation_is_the_references_with_gradients_without_and_row_by_row(spec: NetSpec) -> None:
+    net, reference = pair(spec)
+    side = 2 * spec.total_scale
+    image = torch.rand(2, spec.in_channels, side, side, dtype=torch.float64)
+    with torch.no_grad():
+        reference(image)  # running statistics that differ from the first ones
+    net.load_state_dict(reference.state_dict())
+    net.eval()
+    wanted = reference.eval()(image)
+    kept = image.clone()
+    with torch.inference_mode():
+        close(net(image), wanted)
+        close(net(image), wanted)  # nothing of the first run is left
+    assert torch.equal(image, kept)
+    net.plain = True
+    with torch.no_grad():
+        close(net(image), wanted)
+    net.plain = False
+    got = net(image)
+    close(got, wanted)
+    some = next(net.parameters())
+    a, b = (torch.autograd.grad(x.sum(), p)[0] for x, p in ((got, some), (wanted, next(reference.parameters()))))
+    assert (a - b).abs().max() <= 1e-10 * max(1.0, float(b.abs().max()))
+
+
+def test_weights_that_change_between_inferences_are_seen() -> None:
+    net, reference = pair(zoo.onenet_ed(2, 8))
+    image = torch.rand(1, 3, 32, 32, dtype=torch.float64)
+    net.eval()
+    reference.eval()
+    for _ in range(2):
+        for p, q in zip(net.parameters(), reference.parameters(), strict=True):
+            p.data.mul_(1.1)  # which no version counter sees
+            q.data.mul_(1.1)
+        with torch.no_grad():
+            close(net(image), reference(image))
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("rows", [24, 4096])
+@pytest.mark.parametrize("relu", [True, False])
+@pytest.mark.parametrize("normed", [True, False])
+def test_a_channel_convolution_is_a_1x1_convolution(threads: int, rows: int, relu: bool, normed: bool) -> None:
+    torch.set_num_threads(threads)
+    torch.manual_seed(0)
+    layer, norm = nn.Conv2d(3, 5, 1).double(), nn.BatchNorm2d(3).double()
+    nn.init.uniform_(norm.weight)
+    x = channels_last(torch.randn(2, 3, rows // 8, 4, dtype=torch.float64)).requires_grad_()
+    wanted = layer(F.batch_norm(x, None, None, norm.weight, norm.bias, training=True) if normed else x)
+    wanted = F.relu(wanted) if relu else wanted
+    gradient = torch.randn_like(wanted)
+    inputs = (x, layer.weight, layer.bias, *(norm.parameters() if normed else ()))
+    got = fused.channel_conv(layer, x, relu=relu, norm=norm if normed else None)
+    close(got, wanted, 1e-12)
+    for a, b in zip(
+        torch.autograd.grad(got, inputs, gradient), torch.autograd.grad(wanted, inputs, gradient), strict=True
+    ):
+        close(a, b, 1e-11)
+
+
+def test_the_fast_library_gets_long_convolutions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else the test above would compare one form with itself."""
+    seen: list[tuple[int, ...]] = []
+    convolve = F.conv2d
+    monkeypatch.setattr(F, "conv2d", lambda x, *rest: seen.append(tuple(x.shape)) or convolve(x, *rest))
+    layer = nn.Conv2d(3, 5, 1)
+    fused.channel_conv(layer, channels_last(torch.rand(1, 3, 64, 64)), relu=False)
+    fused.channel_conv(layer, channels_last(torch.rand(1, 3, 8, 8)), relu=False)
+    assert seen == [(16, 3, 1, 256)]
+
+
+def test_a_hook_sees_its_layer_called() -> None:
+    net = models.build(zoo.onenet_ed(1, 8)).eval()
+    seen: list[str] = []
+    net.get_submodule("stem.0.norm").register_forward_hook(lambda *_: seen.append("norm"))
+    with torch.no_grad():
+        net(torch.rand(1, 3, 16, 16))
+    assert seen == ["norm"]
+
+
+def test_bf16_is_as_near_float64_as_torchs_own_and_trains_every_weight() -> None:
+    net, reference = pair(zoo.onenet_ed(2, 16))
+    image = torch.rand(4, 3, 64, 64)
+    exact = reference(image.double())
+    net, reference = net.float(), reference.float()
+    with torch.autocast("cpu", torch.bfloat16):
+        narrow, literal = net(image), reference(image)
+    assert narrow.dtype == torch.bfloat16
+    assert (narrow - exact).abs().mean() <= 1.2 * (literal - exact).abs().mean()
+    narrow.float().square().mean().backward()
+    used = [p for p in net.parameters() if p.grad is not None]
+    assert len(used) > 50
+    assert all(p.grad.dtype == torch.float32 and p.grad.isfinite().all() for p in used if p.grad is not None)
+
+
+def errors(net: nn.Module, exact: tuple[Tensor, list[Tensor]], image: Tensor) -> tuple[float, float]:
+    """Mean error of the logits and of all gradients against float64, relative to the largest of each."""
+    logits, gradients = outcome(net, image)
+    to_logits = float((logits.double() - exact[0]).abs().mean() / exact[0].abs().max())
+    of_all = [
+        float((a.double() - b).norm() / b.norm()) for a, b in zip(gradients, exact[1], strict=True) if b.norm() > 1e-8
+    ]
+    return to_logits, sum(of_all) / len(of_all)
+
+
+def outcome(net: nn.Module, image: Tensor) -> tuple[Tensor, list[Tensor]]:
+    logits = net(image)
+    names = [(name, p) for name, p in sorted(net.named_parameters())]
+    weight = torch.linspace(-1, 1, logits.numel(), dtype=logits.dtype).view(logits.shape)
+    found = torch.autograd.grad((logits * weight).sum(), [p for _, p in names], allow_unused=True)
+    return logits.detach(), [g for g in found if g is not None]
+
+
+@pytest.mark.parametrize("spec", [zoo.onenet_e(2, 16), zoo.onenet_ed(2, 16)], ids=["e", "ed"])
+def test_float32_is_as_accurate_as_the_literal_composition(spec: NetSpec) -> None:
+    """Against float64, in training; and torch's own batch norm on channels-last memory is not."""
+    torch.set_num_threads(1)
+    ours, reference = pair(spec)
+    image = torch.rand(2, 3, 192, 192)
+    exact = outcome(reference, image.double())
+    reference.float()
+    literal = errors(reference, exact, image)
+    got = errors(ours.float(), exact, image)
+    assert got[0] <= 2 * literal[0]
+    assert got[1] <= 2 * literal[1]
+    ours.plain = True
+    assert errors(ours, exact, image)[0] > 2 * literal[0]
