@@ -1,0 +1,279 @@
+"""What ``onenet-bench export`` does: a net as a file for another runtime, checked, and a card beside it.
+
+The logits of every file are compared with the trained net's own, in float32, on random images and on images of the
+data where there are any, in batches of one, two and three. A file that differs by more than ``TOLERANCE`` is not left
+behind. An int8 file is not held to that; it is scored instead, beside the file that it was made from.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from onenet_bench import __version__, costs, data, inference, models, training, zoo
+from onenet_bench.data.samples import SPLITS, Samples
+from onenet_bench.errors import DataError, RecipeError, known
+from onenet_bench.models import deploy, onnx
+from onenet_bench.palette import palette
+from onenet_bench.plan import check_resolution, plan
+from onenet_bench.task import Task
+
+SCHEMA = 1
+"""Version of the card."""
+TOLERANCE = 1e-4
+"""Largest difference of logits that is accepted, as a part of the largest logit of the trained net, but at least 1."""
+RESOLUTION = 256
+"""Side in pixels where neither the command nor a checkpoint's task says one."""
+CALIBRATION = 64
+"""Images that the ranges of int8 activations are taken from."""
+IMAGES = 8
+"""Images of the data that a file is checked on."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Source:
+    """What is exported. ``task`` is what a checkpoint was trained on, or the data that was named."""
+
+    name: str
+    net: models.UNet
+    trained: bool
+    task: Task | None
+
+
+def open_source(net: str, data_name: str | None = None, resolution: int | None = None) -> Source:
+    """The net of a checkpoint, or with random weights that of the zoo or of a spec.toml.
+
+    ``data_name`` names other data than a checkpoint was trained on; a net without weights takes its classes and
+    channels. Raises SpecError for nets that are none, DataError for data that do not fit a checkpoint.
+    """
+    path = Path(net)
+    if path.suffix == ".safetensors" or (path.is_file() and path.suffix != ".toml"):
+        opened = inference.open_checkpoint(path)
+        task = opened.task
+        if data_name is not None and data_name != task.data:
+            task = data.open_task(data_name, resolution=resolution or task.resolution, seed=task.seed)
+        elif resolution is not None and resolution != task.resolution:
+            sizes = {split: getattr(task, split) for split in SPLITS}
+            task = data.open_task(task.data, resolution=resolution, seed=task.seed, **sizes)
+        spec = opened.net.spec
+        if (task.classes, task.in_channels) != (spec.classes, spec.in_channels):
+            raise DataError(
+                f"a net is calibrated on data of its own classes and channels, but {net} has {spec.classes} and "
+                f"{spec.in_channels} and {task.data} has {task.classes} and {task.in_channels}; its training data was "
+                f"{opened.task.data}"
+            )
+        return Source(name=path.stem, net=opened.net, trained=True, task=task)
+    spec, named = zoo.read(net), None
+    if data_name is not None:
+        named = data.open_task(data_name, resolution=resolution or RESOLUTION)
+        spec = replace(spec, classes=named.classes, in_channels=named.in_channels)
+    torch.manual_seed(0)
+    return Source(name=path.stem, net=models.build(spec).eval(), trained=False, task=named)
+
+
+# Formats ---------------------------------------------------------------------------------------------------
+
+Shape = tuple[int, int, int]
+Call = Callable[[Tensor], Tensor]
+
+
+def _write_torch(net: nn.Module, path: Path, shape: Shape) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    example = torch.zeros(2, *shape)
+    program = torch.export.export(net, (example,), dynamic_shapes=({0: torch.export.Dim("batch")},))
+    torch.export.save(program, path)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Format:
+    """A kind of file: how it is named, written, and run again."""
+
+    suffix: str
+    write: Callable[[nn.Module, Path, Shape], None]
+    read: Callable[[Path], Any]  # gives a callable from images to logits
+
+
+FORMATS: dict[str, Format] = {
+    "onnx": Format(
+        suffix=".onnx", write=lambda net, path, shape: onnx.to_onnx(net, path, shape=shape), read=onnx.OnnxNet
+    ),
+    "torch-export": Format(suffix=".pt2", write=_write_torch, read=lambda path: torch.export.load(path).module()),
+}
+FORMS: dict[str, Callable[[models.UNet], deploy.Graph]] = {"simplified": deploy.simplify, "as trained": deploy.plain}
+
+
+# The command -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Exported:
+    """A file that was written, or refused: then there is no ``card``."""
+
+    path: Path
+    difference: float  # of logits, the largest; NaN for int8, which is scored instead
+    allowed: float
+    card: dict[str, Any]
+
+    @property
+    def accepted(self) -> bool:
+        return bool(self.card)
+
+
+def export(
+    source: Source, to: str, folder: Path, *, resolution: int | None = None, naive: bool = False, int8: bool = False,
+    calibrate_on: str = "train",
+) -> list[Exported]:  # fmt: skip
+    """Write ``source`` to ``folder`` in the format ``to``, and with ``int8`` a quantised file too.
+
+    Without ``naive`` it is simplified first. ``int8`` needs the source's data: activations are calibrated on the split
+    ``calibrate_on``, scores are of the test split, or of validation where there is no test split.
+
+    Raises:
+        RecipeError: the format is unknown, or does not go with int8, or int8 lacks data.
+        SpecError: the net cannot take the resolution.
+        DataError: the data cannot be used.
+        OnenetBenchError: a package of the extra is missing.
+    """
+    if to not in FORMATS:
+        raise RecipeError(known("format", to, FORMATS))
+    if int8 and to != "onnx":
+        raise RecipeError(f"int8 is written by onnxruntime, to ONNX alone, but got {to!r}; use --to onnx")
+    if calibrate_on not in ("train", "validation"):
+        raise RecipeError(known("split to calibrate on", calibrate_on, ("train", "validation")))
+    task, spec = source.task, source.net.spec
+    if int8 and task is None:
+        raise RecipeError("int8 is calibrated on images, but a net without weights has none; name some by --data")
+    if int8 or to == "onnx":
+        onnx.check_installed()
+    side = resolution or (task.resolution if task else RESOLUTION)
+    check_resolution(spec, side, side)
+    shape = (spec.in_channels, side, side)
+    try:
+        splits = data.load(task) if task else None
+    except DataError:
+        if int8:
+            raise
+        splits = None  # the checkpoint has travelled without its data; the card says what was checked
+    held_out = "test" if task and task.test else "validation"
+    samples: Samples | None = getattr(splits, held_out) if splits else None
+
+    form = "as trained" if naive else "simplified"
+    path = folder / f"{source.name}{'-naive' if naive else ''}{FORMATS[to].suffix}"
+    FORMATS[to].write(FORMS[form](source.net), path, shape)
+    run = FORMATS[to].read(path)
+    check = _compare(source.net, run, shape, samples)
+    if check["difference"] > check["allowed"]:
+        path.unlink()
+        return [Exported(path=path, difference=check["difference"], allowed=check["allowed"], card={})]
+    facts = {**_facts(source, shape, form), "format": to, "check": check}
+    if to == "onnx":
+        facts["opset"] = onnx.OPSET
+    done = [_carded(path, facts, check)]
+    if int8:
+        assert task is not None
+        assert splits is not None
+        assert samples is not None
+        smaller = path.with_name(f"{path.stem}-int8.onnx")
+        images = getattr(splits, calibrate_on).images[:CALIBRATION]
+        onnx.to_int8(path, smaller, (_unit(images[i : i + 1]).numpy() for i in range(len(images))))
+        scores = {name: _score(net, samples, task) for name, net in (("before", run), ("after", onnx.OnnxNet(smaller)))}
+        quantised = {
+            "weights": "int8, per output channel", "activations": "uint8", "calibrated_on": f"{calibrate_on} split",
+            "calibration_images": len(images), "scored_on": f"{held_out} split", "images": len(samples), **scores,
+        }  # fmt: skip
+        facts = {**facts, "form": f"{form}, int8", "int8": quantised}
+        done.append(_carded(smaller, {name: facts[name] for name in facts if name != "check"}, None))
+    return done
+
+
+def _unit(images: Any) -> Tensor:
+    """uint8 of any shape as float32 in [0, 1]."""
+    return torch.from_numpy(np.array(images)).float().div_(255)
+
+
+def _score(net: Any, samples: Samples, task: Task) -> dict[str, float | None]:
+    scores = training.evaluate_split(
+        net, samples, classes=task.classes, background=task.background, ignore_index=task.ignore_index
+    )
+    return {name: value for name, value in scores.items() if name != "per_class"}
+
+
+def _compare(net: models.UNet, run: Call, shape: Shape, samples: Samples | None) -> dict[str, Any]:
+    """How far the logits of ``run`` are from the net's."""
+    batches = [torch.rand(size, *shape, generator=torch.Generator().manual_seed(size)) for size in (1, 3)]
+    fits = samples is not None and samples.images.shape[1:] == shape
+    pictures = _unit(samples.images[:IMAGES]) if samples is not None and fits else torch.zeros(0, *shape)
+    batches += list(torch.split(pictures, 2)) if len(pictures) else []
+    differences, largest = [], 1.0
+    with torch.no_grad():
+        for batch in batches:
+            wanted = net(batch)
+            differences.append(float((run(batch) - wanted).abs().max()))
+            largest = max(largest, float(wanted.abs().max()))
+    return {
+        "difference": max(differences), "on_random_images": max(differences[:2]),
+        "on_images_of_the_data": max(differences[2:], default=None), "images": len(pictures),
+        "allowed": TOLERANCE * largest, "largest_logit": largest, "batches": sorted({len(batch) for batch in batches}),
+    }  # fmt: skip
+
+
+# The card --------------------------------------------------------------------------------------------------
+
+
+def _facts(source: Source, shape: Shape, form: str) -> dict[str, Any]:
+    """What all files of a net say."""
+    spec, task = source.net.spec, source.task
+    trained = plan(spec, shape)
+    stride = spec.output_stride
+    names = task.class_names if task else tuple(f"class {i}" for i in range(spec.classes))
+    colours = palette(len(names), task.background if task else 0) if len(names) > 1 else [(0, 0, 0)]
+    counted = {"trained": costs.count_plan(trained).to_dict()}
+    if form == "simplified":
+        counted["deployed"] = costs.count_plan(deploy.deployed_plan(spec, shape)).to_dict()
+    return {
+        "schema": SCHEMA,
+        "net": source.name,
+        "weights": "trained" if source.trained else "random: this net was never trained",
+        "form": form,
+        "digest": spec.digest(),
+        "spec": spec.to_dict(),
+        "task": task.to_dict() if task else None,
+        "input": {
+            "name": onnx.INPUT, "type": "float32", "layout": "NCHW", "shape": ["batch", *shape], "range": [0, 1],
+            "preparation": f"stretched to {shape[1]} x {shape[2]} pixels, bytes divided by 255"
+            + ("; red, green, blue" if shape[0] == 3 else ""),
+            "normalisation": "inside the net" if spec.normalise else "none",
+        },
+        "output": {
+            "name": onnx.OUTPUT, "type": "float32", "layout": "NCHW",
+            "shape": ["batch", spec.classes, shape[1] // stride, shape[2] // stride], "stride": stride,
+            "meaning": "logits; a pixel's class is that of the largest",
+        },
+        "classes": [
+            {"index": index, "name": name, "colour": "#{:02x}{:02x}{:02x}".format(*colour)}
+            for index, (name, colour) in enumerate(zip(names, colours, strict=True))
+        ],
+        "costs": counted,
+    }  # fmt: skip
+
+
+def _carded(path: Path, facts: dict[str, Any], check: dict[str, Any] | None) -> Exported:
+    """Write the card of ``path`` beside it."""
+    content = path.read_bytes()
+    card = {
+        "file": path.name, "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest(), **facts,
+        "versions": {"onenet-bench": __version__, **onnx.versions()},
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+    }  # fmt: skip
+    path.with_name(f"{path.name}.json").write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
+    check = check or {"difference": float("nan"), "allowed": float("nan")}
+    return Exported(path=path, difference=check["difference"], allowed=check["allowed"], card=card)

@@ -1,0 +1,140 @@
+"""From a torch module to an ONNX file, and to an int8 one. Needs ``pip install onenet-bench[export]``."""
+
+from __future__ import annotations
+
+import logging
+import os
+import tempfile
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from onenet_bench.errors import OnenetBenchError
+
+OPSET = 20
+"""Torch's own default, which onnxruntime reads from 1.17 on."""
+INPUT, OUTPUT = "image", "logits"
+PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+EXTRA = "pip install 'onenet-bench[export]'"
+
+
+def check_installed() -> None:
+    """Raise OnenetBenchError where a package of the extra is missing."""
+    if missing := [name for name in PACKAGES if find_spec(name) is None]:
+        raise OnenetBenchError(f"ONNX files need the package {missing[0]}, which is not installed; {EXTRA}")
+
+
+def to_onnx(net: nn.Module, path: Path, *, shape: tuple[int, int, int]) -> None:
+    """Write ``net`` for images of ``shape`` = (C, H, W) and any batch, by torch's dynamo exporter.
+
+    The file takes ``image`` (B, C, H, W) and gives ``logits``, in the net's own type; it appears whole or not at all.
+    ``net`` must be on the CPU and in evaluation mode. Raises OnenetBenchError where the extra is not installed.
+    """
+    check_installed()
+    some = next(net.parameters())
+    example = torch.zeros(2, *shape, dtype=some.dtype)  # two images: one would fix the batch
+    with _whole(path) as half_written, _quiet():
+        torch.onnx.export(
+            net, (example,), half_written, dynamo=True, opset_version=OPSET, external_data=False, verbose=False,
+            input_names=[INPUT], output_names=[OUTPUT], dynamic_shapes=({0: torch.export.Dim("batch")},),
+        )  # fmt: skip
+
+
+def to_int8(path: Path, out: Path, images: Iterable[NDArray[np.float32]]) -> None:
+    """Quantise the ONNX file ``path`` statically into ``out``, its ranges from ``images`` (B, C, H, W) in [0, 1].
+
+    By onnxruntime: QDQ nodes, weights int8 per output channel, activations uint8. Raises OnenetBenchError where the
+    extra is not installed.
+    """
+    check_installed()
+    from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
+    from onnxruntime.quantization.calibrate import CalibrationDataReader
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    class Reader(CalibrationDataReader):  # type: ignore[misc]
+        def __init__(self) -> None:
+            self.batches = iter(images)
+
+        def get_next(self) -> dict[str, NDArray[np.float32]] | None:
+            batch = next(self.batches, None)
+            return None if batch is None else {INPUT: batch}
+
+    with _whole(out) as half_written, _quiet(), tempfile.TemporaryDirectory() as folder:
+        prepared = Path(folder) / "prepared.onnx"
+        quant_pre_process(path, prepared, skip_symbolic_shape=True)
+        quantize_static(
+            prepared, half_written, Reader(), quant_format=QuantFormat.QDQ, per_channel=True,
+            activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8, nodes_to_exclude=_flattened(prepared),
+        )  # fmt: skip
+
+
+def _flattened(path: Path) -> list[str]:
+    """Convolutions along one axis: those of one channel, which int8 makes ten times slower."""
+    import onnx
+
+    graph = onnx.load(path).graph
+    sizes = {weight.name: len(weight.dims) for weight in graph.initializer}
+    return [node.name for node in graph.node if node.op_type == "Conv" and sizes.get(node.input[1]) == 3]
+
+
+def open_session(path: Path, threads: int = 1) -> Any:
+    """An onnxruntime session of ``path`` on the CPU. Raises OnenetBenchError where the extra is not installed."""
+    check_installed()
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    options.log_severity_level = 3  # errors
+    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+
+
+class OnnxNet(nn.Module):
+    """An ONNX file as a module on the CPU, so that it is scored as any net is."""
+
+    def __init__(self, path: Path, threads: int = 1) -> None:
+        super().__init__()
+        self.session = open_session(path, threads)
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        (logits,) = self.session.run([OUTPUT], {INPUT: image.numpy(force=True)})
+        return torch.from_numpy(logits)
+
+
+def versions() -> Mapping[str, str]:
+    """Of the packages that write and check the files."""
+    from importlib.metadata import version
+
+    return {name: version(name) for name in ("torch", *PACKAGES)}
+
+
+@contextmanager
+def _whole(path: Path) -> Iterator[Path]:
+    """A name to write to, which becomes ``path`` where nothing goes wrong."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    half_written = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        yield half_written
+        os.replace(half_written, path)
+    finally:
+        half_written.unlink(missing_ok=True)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the exporter's and the quantiser's notes; errors are raised all the same."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)

@@ -1,0 +1,150 @@
+"""The export command: files, their check, their cards."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from onenet_bench import costs, data, deployment, inference, models
+from onenet_bench.cli import app
+from onenet_bench.errors import DataError, OnenetBenchError, RecipeError, SpecError
+from onenet_bench.models import deploy, onnx
+from onenet_bench.palette import BACKGROUND
+from onenet_bench.plan import plan
+from onenet_bench.recipe import Recipe
+from onenet_bench.spec import NetSpec, StageSpec, StemSpec
+
+SPEC = NetSpec(
+    classes=8, stem=StemSpec(channels=8, repeat=1), encoder=(StageSpec(channels=16, spatial_kernel=9, repeat=1),),
+    decoder=(StageSpec(channels=8, spatial_kernel=9, repeat=1),),
+)  # fmt: skip
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    task = data.open_task("synthetic", resolution=32, train=6, validation=4, test=4)
+    torch.manual_seed(0)
+    path = tmp_path / "trained" / "mine.safetensors"
+    facts = {"task": task.to_dict(), "recipe": Recipe().to_dict()}
+    models.save_checkpoint(models.build(SPEC), path, facts)
+    return path
+
+
+@pytest.mark.slow
+def test_a_checkpoint_becomes_files_with_cards(checkpoint: Path, tmp_path: Path) -> None:
+    """The whole way, int8 included; what a card says is held against what is not the exporter's."""
+    source = deployment.open_source(str(checkpoint))
+    float32, int8 = deployment.export(source, "onnx", tmp_path / "out", int8=True)
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "mine-int8.onnx", "mine-int8.onnx.json", "mine.onnx", "mine.onnx.json"
+    ]  # fmt: skip
+    for one in (float32, int8):
+        card = json.loads(one.path.with_name(f"{one.path.name}.json").read_text())
+        assert card == one.card
+        assert card["sha256"] == hashlib.sha256(one.path.read_bytes()).hexdigest()
+        assert NetSpec.from_dict(card["spec"]) == SPEC
+        assert card["digest"] == SPEC.digest()
+        assert card["weights"] == "trained"
+        assert card["opset"] == onnx.OPSET
+        assert card["input"]["shape"] == ["batch", 3, 32, 32]
+        assert card["input"]["normalisation"] == "inside the net"
+        assert card["output"]["shape"] == ["batch", 8, 32, 32]
+        assert card["classes"][0] == {
+            "index": 0,
+            "name": "background",
+            "colour": "#{:02x}{:02x}{:02x}".format(*BACKGROUND),
+        }
+        assert [c["name"] for c in card["classes"]] == list(source.task.class_names)  # type: ignore[union-attr]
+        assert card["costs"]["trained"] == costs.count(SPEC, 32).to_dict()
+        assert card["costs"]["deployed"] == costs.count_plan(deploy.deployed_plan(SPEC, (3, 32, 32))).to_dict()
+    check = float32.card["check"]
+    assert check["batches"] == [1, 2, 3]
+    assert check["images"] == 4
+    assert 0 < check["difference"] <= check["allowed"]
+    assert "check" not in int8.card
+    assert math.isnan(int8.difference)
+    scored = int8.card["int8"]
+    assert (scored["calibration_images"], scored["images"], scored["scored_on"]) == (6, 4, "test split")
+    wanted = inference.score(inference.open_checkpoint(checkpoint)).scores
+    assert scored["before"]["miou"] == pytest.approx(wanted["miou"], abs=1e-3)
+    assert scored["after"]["ce"] == pytest.approx(wanted["ce"], rel=0.05)
+    assert scored["after"]["ce"] != scored["before"]["ce"]
+
+
+def test_a_file_that_differs_is_not_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(
+        deployment.FORMATS, "onnx",
+        deployment.Format(suffix=".onnx", write=lambda _net, path, _shape: path.write_bytes(b""),
+                          read=lambda _: lambda image: torch.full((len(image), 4, *image.shape[2:]), 9.0)),
+    )  # fmt: skip
+    out = tmp_path / "out"
+    out.mkdir()
+    done = CliRunner().invoke(app, ["export", "onenet_e_4", "--resolution", "16", "--out", str(out)])
+    assert done.exit_code == 1
+    assert "logits must not differ by more than" in done.output
+    assert not list(out.iterdir())
+
+
+def test_torch_export_runs_again_and_a_net_without_weights_says_so(tmp_path: Path) -> None:
+    (tmp_path / "net.toml").write_text(
+        'classes = 2\nstem = {channels = 4, repeat = 1}\nencoder = [{channels = 8, spatial_kernel = 3}]\n'
+        'decoder = [{kind = "conv2d", channels = 4}]\n'
+    )  # fmt: skip
+    words = ["export", str(tmp_path / "net.toml"), "--to", "torch-export", "--resolution", "16", "--naive"]
+    done = CliRunner().invoke(app, [*words, "--out", str(tmp_path)])
+    assert done.exit_code == 0, done.output
+    assert "has no weights: its file computes with random ones" in done.output
+    card = json.loads((tmp_path / "net-naive.pt2.json").read_text())
+    assert card["weights"].startswith("random")
+    assert "opset" not in card
+    assert list(card["costs"]) == ["trained"]
+    again = torch.export.load(tmp_path / "net-naive.pt2").module()
+    net = deployment.open_source(str(tmp_path / "net.toml")).net
+    image = torch.rand(5, 3, 16, 16)
+    with torch.no_grad():
+        torch.testing.assert_close(again(image), net(image), rtol=1e-4, atol=1e-5)
+
+
+def test_a_net_without_weights_takes_the_classes_of_named_data() -> None:
+    source = deployment.open_source("unet_4", "synthetic", 64)
+    assert source.net.spec.classes == 8
+    assert source.task is not None
+    assert plan(source.net.spec, (3, 64, 64)).rows[-1].c_out == 8
+
+
+def test_what_cannot_be_exported_is_refused(checkpoint: Path, tmp_path: Path) -> None:
+    source = deployment.open_source(str(checkpoint))
+    bare = deployment.Source(name="bare", net=source.net, trained=False, task=None)
+    for wrong, error, sentence in (
+        (
+            lambda: deployment.export(source, "tflite", tmp_path),
+            RecipeError,
+            "unknown format 'tflite'; known: onnx, torch",
+        ),
+        (lambda: deployment.export(source, "torch-export", tmp_path, int8=True), RecipeError, "use --to onnx"),
+        (lambda: deployment.export(bare, "onnx", tmp_path, int8=True), RecipeError, "name some by --data"),
+        (lambda: deployment.export(source, "onnx", tmp_path, resolution=33), SpecError, "multiple of 2.*got 33"),
+        (lambda: deployment.export(source, "onnx", tmp_path, calibrate_on="test"), RecipeError, "known: train, valid"),
+        (lambda: deployment.open_source("unet_9"), SpecError, "unknown net 'unet_9'"),
+        (
+            lambda: deployment.open_source(str(checkpoint), "synthetic:cues=vessel"),
+            DataError,
+            "own classes and channels",
+        ),
+    ):
+        with pytest.raises(error, match=sentence):
+            wrong()
+    assert [path.name for path in tmp_path.iterdir()] == ["trained"]
+
+
+def test_a_missing_package_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(onnx, "find_spec", lambda _: None)
+    with pytest.raises(OnenetBenchError, match=r"pip install 'onenet-bench\[export\]'"):
+        deployment.export(deployment.open_source("onenet_e_4"), "onnx", tmp_path, resolution=16)
+    assert not list(tmp_path.iterdir())
