@@ -8,7 +8,8 @@
     ├── DataError             images, masks or splits that cannot be used; names the file
     ├── RecipeError           a way of training that cannot work
     ├── LedgerError           a run's book that cannot be read or written
-    └── BudgetError           a budget or a lock file that cannot be read
+    ├── BudgetError           a budget or a lock file that cannot be read
+    └── MeasureError          a measurement that cannot be made on this machine
 
 A message states the law, the value that broke it, and a way out, in one sentence.
 """
@@ -42,6 +43,10 @@ class LedgerError(OnenetBenchError, ValueError):
 
 class BudgetError(OnenetBenchError, ValueError):
     """A budget or a lock file that cannot be read."""
+
+
+class MeasureError(OnenetBenchError, ValueError):
+    """A measurement that cannot be made on this machine."""
 
 
 def known(what: str, name: object, names: Iterable[str]) -> str:

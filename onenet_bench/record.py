@@ -62,7 +62,10 @@ COSTS: dict[str, Column] = {
         "Memory, paper's convention", "MB", "torchinfo pass size: 2 x output bytes of every layer with weights / 10^6",
         "min",
     ),
-    "latency_ms": Column("Latency", "ms", "median of real runs on the machine named beside it", "min"),
+    "latency_ms": Column(
+        "Latency", "ms", "median of real inferences on the runtime, threads and machine that the run names, time spent "
+        "waiting for a core taken off; what other processes do to caches and clock rates is in it", "min",
+    ),
 }  # fmt: skip
 
 SCORES: dict[str, Column] = {

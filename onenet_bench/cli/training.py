@@ -8,7 +8,7 @@ import sys
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -39,6 +39,11 @@ from onenet_bench.cli.options import (
 )
 from onenet_bench.errors import OnenetBenchError, RecipeError, known
 
+if TYPE_CHECKING:
+    from onenet_bench.recipe import Recipe
+    from onenet_bench.spec import NetSpec
+    from onenet_bench.task import Task
+
 
 @app.command()
 def train(
@@ -65,6 +70,7 @@ def train(
     log: Annotated[list[str] | None, typer.Option(help="csv or tensorboard, in the folder; may be repeated.")] = None,
     out: Annotated[Path | None, typer.Option(help=f"The folder for the weights (a new one in {TRAINED}).")] = None,
     resume: Annotated[Path | None, typer.Option(help="Go on with the interrupted training in this folder.")] = None,
+    profile: Annotated[bool, typer.Option("--profile", help="Time the parts of 20 (--steps) steps instead.")] = False,
     json_: Json = False,
 ) -> None:  # fmt: skip
     """Train one net; its classes and channels follow the data."""
@@ -108,6 +114,9 @@ def train(
             with weights.open("rb") as file:
                 started_from = {"file": weights.name, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
         folder = out or fresh(TRAINED / f"{Path(net).stem}-{datetime.now():%Y%m%d-%H%M%S}")
+    if profile:
+        _profile(spec, task, chosen, device, threads or usable_cores(), json_)
+        return
     checkpoints = training.Checkpointing(folder=folder, asked={"weights": started_from})
     if resume is None and checkpoints.path.exists():
         raise RecipeError(f"{folder} already holds a training; go on with --resume {folder}, or take another folder")
@@ -145,6 +154,39 @@ def train(
     for name, value in record.scores.items():
         print(f"{name:15} {value:.4f}")
     print(f"weights: {folder / record.artifacts['weights']}\nrecord:  {folder / 'record.json'}")
+
+
+def _profile(spec: NetSpec, task: Task, recipe: Recipe, device: str, threads: int, json_: bool) -> None:
+    """Print what the parts of a training step take."""
+    import torch
+    from rich.table import Table
+
+    from onenet_bench import data as data_sets
+    from onenet_bench import models
+    from onenet_bench.training.profile import PARTS, profile
+
+    torch.set_num_threads(threads)
+    torch.manual_seed(recipe.seed)
+    splits = data_sets.load(task)
+    first = splits.validation
+    found = profile(
+        models.build(spec), splits.train,
+        replace(first, images=first.images[:1], masks=first.masks[:1], names=first.names[:1]), recipe,
+        steps=recipe.steps or 20, classes=task.classes, background=task.background, ignore_index=task.ignore_index,
+        device=device,
+    ).to_dict()  # fmt: skip
+    if json_:
+        print_json({"device": device, "threads": threads, "recipe": recipe.to_dict(), **found})
+        return
+    table = Table(box=None, padding=(0, 2))
+    for heading in ("part", "median ms", "share", "what is timed"):
+        table.add_column(heading, justify="right" if heading in ("median ms", "share") else "left")
+    for part, summary in PARTS.items():
+        row = found["parts"][part]
+        table.add_row(part, f"{row['median_ms']:.2f}", f"{row['share']:.1%}", summary)
+    print_table(table)
+    print(f"{found['steps']} steps of {found['batch']} images, {found['step_ms']:.1f} ms each, "
+          f"{found['images_per_second']:.0f} images a second")  # fmt: skip
 
 
 @app.command()

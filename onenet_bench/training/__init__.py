@@ -4,7 +4,7 @@
 all from top to bottom; ``checkpoints`` keeps its state, ``logs`` its history.
 """
 
-from onenet_bench.training.checkpoints import Checkpointing, read_asked
+from onenet_bench.training.checkpoints import Checkpointing, read_asked, read_facts
 from onenet_bench.training.logs import LOGS, Log
 from onenet_bench.training.loop import (
     DivergedError,
@@ -36,5 +36,6 @@ __all__ = [
     "fit",
     "predict",
     "read_asked",
+    "read_facts",
     "weighted_cross_entropy",
 ]

@@ -27,12 +27,15 @@ FILE = "state.safetensors"
 class Checkpointing:
     """Where a training keeps its state, and after how many epochs it writes it; at its start and end it does too.
 
-    A training that finds a state in ``folder`` goes on from it. ``asked`` are JSON-ready values that are kept in the
-    state's header, such as the task; a state with others is another training's.
+    With ``seconds`` it writes it no sooner than so long after it began or last did, and always when it is stopped:
+    for short trainings, in which writing would take a large part. A training that finds a state in ``folder`` goes on
+    from it. ``asked`` are JSON-ready values that are kept in the state's header, such as the task; a state with others
+    is another training's.
     """
 
     folder: Path
     every: int = 1
+    seconds: float = 0.0
     asked: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -116,6 +119,16 @@ def read_asked(folder: Path) -> dict[str, Any]:
     """
     asked: dict[str, Any] = _read(folder / FILE)[0]["asked"]
     return asked
+
+
+def read_facts(folder: Path) -> dict[str, Any]:
+    """Where the training in ``folder`` is: ``history``, ``step``, ``seconds``, …; nothing where there is no state.
+
+    Raises RecipeError where the state is damaged.
+    """
+    path = folder / FILE
+    facts: dict[str, Any] = _read(path)[0]["facts"] if path.exists() else {}
+    return facts
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:

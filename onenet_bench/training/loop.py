@@ -12,6 +12,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from itertools import islice
 from statistics import fmean
 from typing import Any, Protocol
 
@@ -25,6 +26,7 @@ from onenet_bench.errors import DataError, RecipeError
 from onenet_bench.recipe import Recipe
 from onenet_bench.training import augment
 from onenet_bench.training.checkpoints import Checkpointing, State, restore_state, save_state
+from onenet_bench.training.feed import Feed, tensor_of
 from onenet_bench.training.losses import class_weights, weighted_cross_entropy
 from onenet_bench.training.metrics import SplitMetrics, SplitScores
 
@@ -130,17 +132,21 @@ def fit(
     device: str | torch.device = "cpu",
     on_epoch: Callable[[Progress], bool | None] | None = None,
     checkpoints: Checkpointing | None = None,
+    mark: Callable[[str], None] = lambda part: None,
 ) -> Trained:
     """Train ``net`` in place by ``recipe``, and leave it in evaluation mode on ``device``.
 
-    The training split lies on the device as uint8, N·(C+1)·H·W bytes. Every pass sees the images in a new
+    ``feed`` says where the training split lies, N·(C+1)·H·W bytes. Every pass sees the images in a new
     order; a last batch of a single image is left out, for a batch norm has nothing to learn from it, unless
     it is the only one. ``augment`` says what is done to the images. Validation follows every pass, and the
     last step of ``recipe.steps``. It runs in float32 whatever the precision of the training, and after it
     ``on_epoch`` is called, which ends the training by returning False.
 
     With ``checkpoints`` the training goes on from the state that it finds, if any, and writes its own, after
-    ``on_epoch``. ``on_epoch`` is not called again for passes that the state holds; the history has them.
+    ``on_epoch``. Of the passes that the state holds, which the history has, ``on_epoch`` is called again for the last
+    alone: whether to go on after it may be another answer now.
+
+    ``mark`` is told the names of a step's parts as each of them ends, and ``pass`` where a pass begins.
 
     Order and augmentation come from ``recipe.seed`` through generators of their own, so torch's global one is
     left alone; a net whose layers draw at random draws from that, and its state is restored with the rest. On
@@ -156,9 +162,8 @@ def fit(
     _check("training", train, classes, ignore_index)
     _check("validation", validation, classes, ignore_index)
 
-    images = _tensor(train.images).to(device)  # (N, C, H, W) uint8
-    masks = _tensor(train.masks).to(device)  # (N, H, W) uint8
-    number, size = len(images), masks.shape[1:]
+    feed = Feed(train.images, train.masks, device)
+    number, size = len(train.images), train.masks.shape[1:]
     if "rotations" in recipe.augmentations and size[0] != size[1]:
         raise RecipeError(f"rotations need square images, but they are {size[0]} x {size[1]}; leave rotations out")
     full, rest = divmod(number, recipe.batch)
@@ -180,7 +185,7 @@ def fit(
     best: dict[str, Tensor] = {}  # weights, where recipe.keep asks for the best
 
     state = State(net=net, optimiser=optimiser, draws=draws, asked={
-        "recipe": recipe.to_dict(), "images": [*images.shape], "validation": [*validation.images.shape],
+        "recipe": recipe.to_dict(), "images": [*train.images.shape], "validation": [*validation.images.shape],
         "classes": classes, "background": background, "ignore_index": ignore_index,
         **(checkpoints.asked if checkpoints else {}),
     })  # fmt: skip
@@ -190,20 +195,22 @@ def fit(
         step, seen, training_seconds = (state.facts[key] for key in ("step", "seen", "training_seconds"))
         best = state.best
         began -= state.facts["seconds"]
-    elif checkpoints:
+    elif checkpoints and not checkpoints.seconds:
         save_state(replace(state, facts=_facts(history, step, seen, training_seconds, began)), checkpoints.path)
 
-    going_on = True
+    written = time.perf_counter()
+    going_on = not history or on_epoch is None or on_epoch(history[-1]) is not False
     while going_on and step < steps and not _exhausted(history, recipe):
         epoch = len(history)
         losses: list[Tensor] = []
         pass_began = time.perf_counter()
+        mark("pass")
         net.train()
-        order = torch.randperm(number, generator=draws).to(device)  # (N,)
+        order = torch.randperm(number, generator=draws)  # (N,)
         changes = augment.draw(recipe.augmentations, number, draws, recipe.seed, epoch, device)
-        for chosen in torch.split(order, recipe.batch)[: min(batches, steps - step)]:
-            x, target = _unit(images[chosen]), masks[chosen]  # (B, C, H, W), (B, H, W)
-            x, target = augment.apply(changes, chosen, x, target, ignore_index)
+        for chosen, images, masks in islice(feed.batches(order, recipe.batch), min(batches, steps - step)):
+            x, target = augment.apply(changes, chosen, _unit(images), masks, ignore_index)  # (B, C, H, W), (B, H, W)
+            mark("data")
             with torch.autocast(device.type, torch.bfloat16, enabled=recipe.precision == "bf16"):
                 heads = logits_of(x)  # (B, K, H', W') each, the net's own last
             *others, loss = [
@@ -212,12 +219,15 @@ def fit(
             ]
             if others:
                 loss = loss + recipe.deep_supervision * torch.stack(others).mean()
+            mark("forward")
 
             for group in optimiser.param_groups:
                 group["lr"] = recipe.learning_rate * factor(step, steps, epoch)
             optimiser.zero_grad()
             torch.autograd.backward(loss)
+            mark("backward")
             optimiser.step()
+            mark("optimiser")
             losses.append(loss.detach())
             step += 1
             seen += len(chosen)
@@ -249,9 +259,11 @@ def fit(
             best = {name: value.detach().clone() for name, value in net.state_dict().items()}
         going_on = on_epoch is None or on_epoch(progress) is not False
         last = step == steps or _exhausted(history, recipe) or not going_on
-        if checkpoints and (last or (epoch + 1) % checkpoints.every == 0):
+        is_due = checkpoints and (last or (epoch + 1) % checkpoints.every == 0)
+        if checkpoints and is_due and (not going_on or time.perf_counter() - written >= checkpoints.seconds):
             facts = _facts(history, step, seen, training_seconds, began)
             save_state(replace(state, best=best, facts=facts), checkpoints.path)
+            written = time.perf_counter()
 
     kept = _best(history) if recipe.keep == "best" else len(history) - 1
     if best:
@@ -322,8 +334,8 @@ def evaluate_split(
     net.to(device).eval()
     with torch.inference_mode():
         for start in range(0, len(samples.images), batch):
-            x = _tensor(samples.images[start : start + batch]).to(device)  # (B, C, H, W) uint8
-            target = _tensor(samples.masks[start : start + batch]).to(device)  # (B, H, W) uint8
+            x = tensor_of(samples.images[start : start + batch]).to(device)  # (B, C, H, W) uint8
+            target = tensor_of(samples.masks[start : start + batch]).to(device)  # (B, H, W) uint8
             logits = net(_unit(x)).float()  # (B, K, H', W')
             metrics.update(logits, _at_size(target, logits))
     net.train(was_training)
@@ -338,7 +350,7 @@ def predict(
     net.to(device).eval()
     with torch.inference_mode():
         classes = [
-            net(_unit(_tensor(images[start : start + batch]).to(device))).max(dim=1).indices  # (B, H', W')
+            net(_unit(tensor_of(images[start : start + batch]).to(device))).max(dim=1).indices  # (B, H', W')
             for start in range(0, len(images), batch)
         ]
     net.train(was_training)
@@ -374,11 +386,6 @@ def _check_finite(loss: float, where: str, recipe: Recipe) -> None:
         raise DivergedError(
             f"a loss is finite, but it was {loss} {where}; lower the learning rate {recipe.learning_rate:g}"
         )
-
-
-def _tensor(array: NDArray[np.uint8]) -> Tensor:
-    """The array's own memory where torch may have it, else a copy (read-only maps, strided views)."""
-    return torch.from_numpy(np.require(array, requirements=["C", "W"]))
 
 
 def _unit(images: Tensor) -> Tensor:
