@@ -1,12 +1,13 @@
 # make sweep   install, search the default space on the default data, print where the report lies
 # make test    install, run all tests
+# make soak    hundreds of trials with injected faults, and drivers that are killed; writes results/soak.md
 # Both start from a machine that has only Python >= 3.11, pip and make.
 
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: sweep test fast lint check clean
+.PHONY: sweep test fast soak lint check clean
 .DEFAULT_GOAL := test
 
 # torch goes first and alone: whatever is installed after it then keeps the CPU build where that is what pip found.
@@ -25,6 +26,9 @@ test: $(INSTALLED) lint check
 
 fast: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -q -m 'not slow'
+
+soak: $(INSTALLED)
+	OMP_NUM_THREADS=1 nice -n 10 $(BIN)/python -m tests.soak
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
@@ -10,12 +11,17 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 
 from onenet_bench import costs, data, models, training
+from onenet_bench.errors import LedgerError
 from onenet_bench.recipe import Recipe
 from onenet_bench.record import SCORES, Machine, Record, Status, provenance
 from onenet_bench.spec import NetSpec
 from onenet_bench.task import Task
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
+"""The system's numbers for a disk, or one's share of it, that is full."""
 
 
 def evaluate(
@@ -30,16 +36,22 @@ def evaluate(
     weights: Mapping[str, torch.Tensor] | None = None,
     on_epoch: Callable[[Mapping[str, Any]], bool] | None = None,
     checkpoints: training.Checkpointing | None = None,
+    test: bool = False,
+    splits: data.Splits | None = None,
 ) -> Record:
     """Train and score ``spec``; the Record is complete, stopped (``on_epoch`` returned False) or failed.
 
-    Whatever goes wrong in training becomes a failed Record with its reason; a bad spec, recipe or data raise. With a
-    folder ``run``, weights and predictions are left in it and named in the Record's artifacts. ``weights``, by the
-    names of the net's state dict, are what training starts from; all others are drawn. ``on_epoch`` gets a dict of
-    epoch, step, loss, seconds and the scores of that moment. With ``checkpoints`` an interrupted training goes on;
-    a failed Record's history then begins where it went on.
+    Whatever goes wrong in training becomes a failed Record with its reason; a bad spec, recipe or data raise, and a
+    full disk raises LedgerError, for it is not the net's fault. With a folder ``run``, weights and predictions are left
+    in it and named in the Record's artifacts. ``weights``, by the names of the net's state dict, are what training
+    starts from; all others are drawn. ``on_epoch`` gets a dict of epoch, step, loss, seconds and the scores of that
+    moment. With ``checkpoints`` an interrupted training goes on, and ``on_epoch`` hears of the last epoch before that
+    once more; history and seconds are those of all parts. With ``test`` the test split is scored too, if there is one.
+    ``splits`` are the task's pixels, for who has them at hand already.
     """
     began = time.perf_counter()
+    earlier: Mapping[str, Any] = training.read_facts(checkpoints.folder) if checkpoints else {}
+    began -= earlier.get("seconds", 0.0)
     counted = costs.count(
         spec, task.resolution, batch=recipe.batch, precision=recipe.precision,
         deep_supervision=recipe.deep_supervision > 0,
@@ -47,15 +59,16 @@ def evaluate(
     if checkpoints:
         asked = {"spec": spec.to_dict(), "task": task.to_dict(), **checkpoints.asked}
         checkpoints = replace(checkpoints, asked=asked)
-    splits = data.load(task)
+    splits = splits or data.load(task)
     record = Record(
         trial=trial, spec=spec, choices=dict(choices or {}), task=task, recipe=recipe, machine=machine(device),
         status=Status.FAILED, costs=counted, provenance=provenance(),
     )  # fmt: skip
-    history: list[Mapping[str, Any]] = []
+    history: list[Mapping[str, Any]] = [_epoch(training.Progress(**row)) for row in earlier.get("history", ())]
 
     def heard(progress: training.Progress) -> bool:
-        history.append(_epoch(progress))
+        if progress.epoch > len(history):
+            history.append(_epoch(progress))
         return on_epoch is None or on_epoch(history[-1])
 
     try:
@@ -67,14 +80,27 @@ def evaluate(
             classes=task.classes, background=task.background, ignore_index=task.ignore_index, device=device,
             on_epoch=heard, checkpoints=checkpoints,
         )  # fmt: skip
+        on_test = (
+            training.evaluate_split(
+                net, splits.test, classes=task.classes, background=task.background, ignore_index=task.ignore_index,
+                device=device,
+            )
+            if test and task.test and not trained.stopped
+            else {}
+        )  # fmt: skip
         artifacts = _keep(net, splits.validation.images[task.shown], record, run, device) if run else {}
-    except (RuntimeError, MemoryError, ArithmeticError, OSError) as error:  # what training can die of
+    except (RuntimeError, MemoryError, ArithmeticError, OSError, SafetensorError) as error:  # what training can die of
+        if getattr(error, "errno", None) in FULL or "No space left" in str(error):  # safetensors has no number for it
+            raise LedgerError(
+                f"a trial's files need room on the disk, but {run} has none left; make room and use --resume"
+            ) from error
         return replace(record, reason=_reason(error), history=tuple(history), seconds=time.perf_counter() - began)
     return replace(
         record,
         status=Status.STOPPED if trained.stopped else Status.COMPLETE,
         reason="stopped early" if trained.stopped else "",
         scores=_known(trained.scores),
+        test_scores=_known(on_test),
         per_class={name: row for name, row in trained.scores["per_class"].items() if any(v is not None for v in row)},
         history=tuple(map(_epoch, trained.history)),
         seconds=time.perf_counter() - began,

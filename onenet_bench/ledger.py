@@ -6,7 +6,11 @@ A run is a folder; its book is ``ledger.jsonl``, one JSON object per line and ev
 run        first line: name, space, task, recipe, sampler, seed, objectives, budget, trials, provenance
 resume     the run goes on: provenance
 ask        a trial's number, its choices, what the sampler wants to keep
-report     a trial's epoch: loss and scores so far
+report     a trial's epoch: loss and scores so far; with ``stopped_at``, a rung, it is to stop there
+pause      the Record of a trial that was stopped so, as it is so far; the trial stays open
+promote    a paused trial goes on
+retry      a trial was lost with its machine and will be asked for again: reason, attempt
+audit      how far early scores agree with final ones, and the rung from which on trials may be stopped
 tell       a trial's Record; it has ended
 end        why the run ended
 =========  ===============================================================================================
@@ -28,12 +32,12 @@ from typing import Any
 import pandas as pd
 
 from onenet_bench.errors import LedgerError
-from onenet_bench.record import COSTS, SCHEMA, SCORES, Record
+from onenet_bench.record import COSTS, SCHEMA, SCORES, Record, Status
 
 FILE = "ledger.jsonl"
 FINAL = "final"
 """Folder in a run's in which its final trainings are: a run of their own, with a ledger of its own."""
-EVENTS = ("run", "resume", "ask", "report", "tell", "end")
+EVENTS = ("run", "resume", "ask", "report", "pause", "promote", "retry", "audit", "tell", "end")
 
 
 def read(run: Path) -> list[dict[str, Any]]:
@@ -85,7 +89,8 @@ def records(events: list[dict[str, Any]]) -> list[Record]:
 
 def frame(rows: list[Record]) -> pd.DataFrame:
     """A table of ``rows``: trial, status, reason, digest, label, seconds, every cost and score (NaN where there
-    is none), and ``choice.NAME`` for every choice."""
+    is none), and ``choice.NAME`` for every choice. Scores are final ones; those of a net that was stopped early stand
+    in ``partial.NAME`` instead."""
     columns = ["trial", "status", "reason", "digest", "label", "seconds", *COSTS, *SCORES]
     table = pd.DataFrame(
         [
@@ -97,7 +102,8 @@ def frame(rows: list[Record]) -> pd.DataFrame:
                 "label": row.spec.label() if row.spec else "",
                 "seconds": row.seconds,
                 **{name: getattr(row.costs, name, None) for name in COSTS},
-                **{name: row.scores.get(name) for name in SCORES},
+                **{name: row.scores.get(name) if row.status is Status.COMPLETE else None for name in SCORES},
+                **{f"partial.{name}": value for name, value in row.scores.items() if row.status is Status.STOPPED},
                 **{f"choice.{name}": value for name, value in row.choices.items()},
             }
             for row in rows

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from onenet_bench.cli import counting, data, searching, training, using  # noqa: F401  each adds its commands
+from onenet_bench.cli import counting, data, deploying, searching, tabulating, timing, training, using  # noqa: F401  each adds its commands
 from onenet_bench.cli.options import app
 from onenet_bench.errors import OnenetBenchError
 

@@ -96,8 +96,9 @@ def check_device(device: str) -> None:
 
 def absolute(data: str) -> str:
     """A data name whose path does not depend on where the command was typed."""
-    kind, colon, where = data.partition(":")
-    return f"{kind}:{Path(where).expanduser().resolve()}" if colon and where else data
+    kind, _, where = data.partition(":")
+    found = where and kind != "synthetic"  # whose words are knobs
+    return f"{kind}:{Path(where).expanduser().resolve()}" if found else data
 
 
 def fresh(folder: Path) -> Path:

@@ -6,7 +6,7 @@ import re
 import sys
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -33,6 +33,9 @@ from onenet_bench.cli.options import (
     read_recipe,
 )
 
+if TYPE_CHECKING:
+    from onenet_bench.measure.latency import Conditions
+
 
 @app.command()
 def sweep(
@@ -54,6 +57,19 @@ def sweep(
     workers: Annotated[int | None, typer.Option(min=1, help="Trials at a time (as many as cores).")] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads per trial (cores / workers).")] = None,
     device: Device = "cpu",
+    latency: Annotated[str | None, typer.Option(help="What latency_ms is timed on: onnxruntime, or torch.")] = None,
+    engine: Annotated[str, typer.Option(help="Who runs the trials: local (a process each), or ray.")] = "local",
+    address: Annotated[str | None, typer.Option(help="Of a Ray cluster: auto, or HOST:PORT (one of our own).")] = None,
+    cpus_per_trial: Annotated[float | None, typer.Option(help="Ray's CPUs for each trial (its threads).")] = None,
+    gpus_per_trial: Annotated[float | None, typer.Option(help="Ray's GPUs for each trial, e.g. 0.25.")] = None,
+    trial_limit: Annotated[float | None, typer.Option(min=1, help="Seconds that a trial may take (no limit).")] = None,
+    fidelity: Annotated[str, typer.Option(help="auto: stop weak trials early if that can be trusted; off.")] = "auto",
+    stop_when_stalled: Annotated[
+        int, typer.Option(min=0, help="End when so many trained candidates have not moved the front (0: never).")
+    ] = 0,
+    final: Annotated[
+        int, typer.Option(min=0, help="Train the front and the baselines anew so many times, and score on test.")
+    ] = 0,
     out: Annotated[Path | None, typer.Option(help=f"The run's folder (a new one in {RUNS}).")] = None,
     resume: Annotated[str | None, typer.Option(help="Go on with this run ('latest' or its folder or name).")] = None,
     json_: Json = False,
@@ -63,16 +79,20 @@ def sweep(
     from onenet_bench import data as data_sets
     from onenet_bench import pareto
     from onenet_bench import space as spaces
-    from onenet_bench.report import front_rows, front_table, write_report
+    from onenet_bench.report import final_rows, final_table, front_rows, front_table, write_report
     from onenet_bench.search import sweep as sweeps
     from onenet_bench.search.core import Search
-    from onenet_bench.search.local import plan_workers
+    from onenet_bench.search.engines import Orders
 
     check_device(device)
-    workers, threads = plan_workers(workers, threads)
+    orders = Orders(
+        engine=engine, workers=workers, threads=threads, device=device, limit_s=trial_limit, address=address,
+        cpus_per_trial=cpus_per_trial, gpus_per_trial=gpus_per_trial,
+    )  # fmt: skip
+    carry_out, memory_mib = orders.make(), orders.memory_mib()
     if resume is not None:
         run = sweeps.find(resume, RUNS)
-        core = sweeps.resume(run, trials=trials, workers=workers, threads=threads, device=device)
+        core = sweeps.resume(run, carry_out, trials=trials, memory_mib=memory_mib, final=final)
     else:
         reached = spaces.load(space)
         recipe = read_recipe(reached.recipe, epochs, steps, batch, learning_rate, precision, seed)
@@ -88,19 +108,41 @@ def sweep(
             sampler=sampler,
             seed=seed,
             trials=20 if trials is None else trials,
+            fidelity=fidelity,
+            window=stop_when_stalled,
+            latency=_latency(latency, task.resolution, device),
         )
         run = out or fresh(RUNS / f"{reached.name}-{datetime.now():%Y%m%d-%H%M%S}")
-        command = command_line()
-        core = sweeps.start(search, run, command=command, workers=workers, threads=threads, device=device)
+        core = sweeps.start(search, run, carry_out, command=command_line(), memory_mib=memory_mib, final=final)
     page = write_report(run, REPORTS / f"{run.resolve().name}.html")
     if json_:
-        print_json({"run": str(run), "report": str(page), "ended": core.ended, "front": front_rows(run)})
+        print_json(
+            {
+                "run": str(run),
+                "report": str(page),
+                "ended": core.ended,
+                "front": front_rows(run),
+                "final": final_rows(run),
+            }
+        )
     else:
         print_table(front_table(run))
+        if (anew := final_table(run)) is not None:
+            print_table(anew)
         print(f"\nended:  {core.ended}\nrun:    {run}\nreport: {page}")
     if core.ended == "interrupted":
-        print(f"go on with: onenet-bench sweep --resume {run}", file=sys.stderr)
+        again = f" --final {final}" if final else ""
+        print(f"go on with: onenet-bench sweep --resume {run}{again}", file=sys.stderr)
         raise typer.Exit(130)
+
+
+def _latency(runtime: str | None, resolution: int, device: str) -> Conditions | None:
+    """How candidates are timed, where the command line says it."""
+    from onenet_bench.measure.latency import Conditions
+
+    if runtime is None:
+        return None
+    return Conditions(runtime=runtime, resolution=resolution, device=device if runtime == "torch" else "cpu")
 
 
 @app.command()

@@ -5,7 +5,17 @@ computed as facts first and drawn afterwards; nothing here trains, and nothing i
 """
 
 from onenet_bench.report.figures import front_facts, plot_front
+from onenet_bench.report.finals import final_rows, final_table
 from onenet_bench.report.page import build_page, write_report
 from onenet_bench.report.tables import front_rows, front_table
 
-__all__ = ["build_page", "front_facts", "front_rows", "front_table", "plot_front", "write_report"]
+__all__ = [
+    "build_page",
+    "final_rows",
+    "final_table",
+    "front_facts",
+    "front_rows",
+    "front_table",
+    "plot_front",
+    "write_report",
+]

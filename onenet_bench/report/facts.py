@@ -12,7 +12,7 @@ from onenet_bench.budget import Budget
 from onenet_bench.recipe import Recipe
 from onenet_bench.record import COSTS, SCORES, Record, Status
 from onenet_bench.report import details, figures, finals, tables
-from onenet_bench.report.tables import NUMBERS, Run, Scale, number, plain, show
+from onenet_bench.report.tables import MISSING, NUMBERS, Run, Scale, number, plain, show
 from onenet_bench.task import Task
 
 GALLERY = 6
@@ -55,6 +55,7 @@ def page_facts(run: Run) -> dict[str, Any]:
         },
         "reference": growth.reference() if growth else None,
         "reasons": _reasons(run),
+        "fidelity": _fidelity(run),
         "gallery": {"trials": figures.spread(front, GALLERY, [knee] if knee is not None else []), "of": len(front)},
         "provenance": _provenance(run),
         "data": details.data(run, front, knee, growth, final),
@@ -189,7 +190,7 @@ def _final(facts: finals.FinalFacts | None) -> dict[str, Any] | None:
         "score": SCORES[facts.score].title,
         "cost": COSTS[facts.costs[0]].title,
         "costs": [COSTS[name].title for name in facts.costs],
-        "rows": finals.final_rows(facts),
+        "rows": finals.rows_of(facts),
         "split": facts.split,
     }
 
@@ -289,6 +290,35 @@ def _reasons(run: Run) -> list[dict[str, Any]]:
             }
         )
     return groups
+
+
+def _fidelity(run: Run) -> dict[str, Any] | None:
+    """What the audits of early scores found, and what stopping early saved; None where the run did not ask."""
+    if run.head.get("fidelity", "off") == "off":
+        return None
+    whole = run.recipe.epochs * (len(run.records) - run.count(Status.REJECTED)) if not run.recipe.steps else 0
+    last = run.audits[-1] if run.audits else None
+    said = f"After {len(last['trials'])} nets trained in full: {last['reason']}." if last else (
+        "Too few nets were trained in full for an audit of their early scores, so nobody was stopped."
+    )  # fmt: skip
+    if last and last["first"] is not None and whole:
+        said += (
+            f" In all {run.epochs:,} epochs were trained, of {whole:,} that all of these candidates would have taken"
+        )
+        said += f"; {run.promoted} that had been stopped went on later." if run.promoted else "."
+    return {
+        "words": said,
+        "needed": last["needed"] if last else None,
+        "rows": [
+            {
+                **row,
+                "score": SCORES[row["score"]].title,
+                **{name: MISSING if row[name] is None else f"{row[name]:.2f}" for name in ("kendall", "like_cost")},
+                "bands": " · ".join(MISSING if tau is None else f"{tau:.2f}" for tau in row["bands"]),
+            }
+            for row in (last["rungs"] if last else ())
+        ],
+    }
 
 
 def _provenance(run: Run) -> dict[str, Any]:

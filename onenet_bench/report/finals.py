@@ -11,6 +11,7 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ from rich.table import Table
 from onenet_bench import ledger, pareto
 from onenet_bench.record import COSTS, SCORES, Record, Status
 from onenet_bench.report import figures
-from onenet_bench.report.tables import MISSING, NUMBERS, Run, show
+from onenet_bench.report.tables import MISSING, NUMBERS, Run, read_run, show
 from onenet_bench.spec import NetSpec
 
 DRAWS = 1000
@@ -165,7 +166,7 @@ def _probabilities(
 # For readers -----------------------------------------------------------------------------------------------
 
 
-def final_rows(facts: FinalFacts) -> list[dict[str, Any]]:
+def rows_of(facts: FinalFacts) -> list[dict[str, Any]]:
     """The contestants as text, dearest first: what the page and the terminal show."""
     first = facts.costs[0]
     ordered = sorted(facts.contestants, key=lambda c: -(c.costs.get(first) or 0))
@@ -188,8 +189,8 @@ def final_rows(facts: FinalFacts) -> list[dict[str, Any]]:
 def final_words(facts: FinalFacts) -> str:
     """What the final trainings say, in sentences."""
     said = [
-        f"{_many(len(facts.found), 'net')} of the front and {_many(len(facts.planned), 'planned baseline')} were trained "
-        f"with {_many(len(facts.seeds), 'fresh seed')}."
+        f"{_many(len(facts.found), 'net')} of the front and {_many(len(facts.planned), 'planned baseline')} were "
+        f"trained with {_many(len(facts.seeds), 'fresh seed')}."
     ]
     if not facts.ended:
         said.append("Not all of these trainings have been made yet.")
@@ -213,8 +214,17 @@ def _many(number: int, what: str) -> str:
     return f"{number} {what}{'' if number == 1 else 's'}"
 
 
-def final_table(facts: FinalFacts) -> Table:
-    """The contestants for a terminal."""
+def final_rows(run: Path) -> list[dict[str, Any]] | None:
+    """The final trainings of the run in folder ``run``, as text by column; None where there are none."""
+    facts = final_facts(read_run(run))
+    return None if facts is None else rows_of(facts)
+
+
+def final_table(run: Path) -> Table | None:
+    """The same for a terminal."""
+    facts = final_facts(read_run(run))
+    if facts is None:
+        return None
     title = SCORES[facts.score].title
     table = Table(title="trained anew: mean ± standard deviation over fresh seeds", title_justify="left")
     table.add_column("Net", overflow="fold")
@@ -222,7 +232,7 @@ def final_table(facts: FinalFacts) -> Table:
         table.add_column(f"{title}\n{heading}" if "front" not in heading else heading, justify="right", no_wrap=True)
     for name in facts.costs:
         table.add_column(NUMBERS[name].title.replace(" ", "\n"), justify="right", no_wrap=True)
-    for row in final_rows(facts):
+    for row in rows_of(facts):
         net = f"{escape(row['name'])}  {escape(row['label'])}"
         table.add_row(net, row["searched"], row["validation"], row["test"], row["probability"], *row["costs"])
     return table

@@ -51,6 +51,12 @@ class Run:
     """How often it was taken up again."""
     under_way: tuple[int, ...]
     """Trials that were begun and have not ended."""
+    audits: tuple[Mapping[str, Any], ...] = ()
+    """The audits of early scores, in their order."""
+    promoted: int = 0
+    """How often a candidate that had been stopped went on."""
+    epochs: int = 0
+    """Passes over the training images, of all candidates together."""
 
     @cached_property
     def task(self) -> Task:
@@ -112,6 +118,9 @@ def read_run(run: Path) -> Run:
         ended=str(last.get("reason", "")) if last["event"] == "end" else None,
         resumed=sum(event["event"] == "resume" for event in events),
         under_way=tuple(trial for trial in asked if trial not in told),
+        audits=tuple(event for event in events if event["event"] == "audit"),
+        promoted=sum(event["event"] == "promote" for event in events),
+        epochs=len({(event["trial"], event["epoch"]) for event in events if event["event"] == "report"}),
     )
 
 

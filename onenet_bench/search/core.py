@@ -1,26 +1,33 @@
 """The core of a search: ask, report, tell, over the ledger.
 
 The ledger is the only truth. The Optuna study lives in memory and is rebuilt from the ledger's events; trials
-that were asked for and never told run again under their number. Engines (``local``) only execute.
+that were asked for and never told go on under their number. Engines (``local``, ``cluster``) only execute.
+
+A trial that ``fidelity`` stops early is paused: open in the study, where samplers see it as pending, until it is
+promoted or the search ends. Only then is it told, as stopped.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import optuna
+from optuna.samplers import BaseSampler
 from optuna.trial import TrialState
 
 from onenet_bench import costs
 from onenet_bench.budget import Budget, excess
-from onenet_bench.errors import RecipeError, SpecError
+from onenet_bench.errors import MeasureError, RecipeError, SpecError
 from onenet_bench.ledger import Ledger
+from onenet_bench.measure.latency import Conditions, latency_ms
 from onenet_bench.pareto import Objective, objectives
 from onenet_bench.recipe import Recipe
-from onenet_bench.record import Costs, Machine, Record, Status, provenance
-from onenet_bench.search import samplers
+from onenet_bench.record import SCORES, Costs, Machine, Record, Status, provenance
+from onenet_bench.search import fidelity, samplers
+from onenet_bench.search.fidelity import Halving
 from onenet_bench.search.parameters import as_parameters, distributions
 from onenet_bench.space import SearchSpace
 from onenet_bench.spec import NetSpec
@@ -32,6 +39,12 @@ STALLED = 20
 MOST_REJECTIONS = 300
 """After so many rejections in a row the search ends, unless its sampler knows its own end."""
 
+RETRIES = 2
+"""How often a trial that was lost with its machine is asked for again."""
+
+PARTIAL = "partial"
+"""A user attribute of a trial in the study: its last ``epoch`` of ``epochs`` in all, and its scores there by name."""
+
 STATES = {
     Status.COMPLETE: TrialState.COMPLETE,
     Status.STOPPED: TrialState.PRUNED,  # a partial score never enters the study as complete
@@ -41,19 +54,24 @@ STATES = {
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Job:
-    """A candidate to be trained."""
+    """A candidate to be trained; from its last checkpoint on, where it has one. ``recipe`` is the search's where None;
+    with ``test`` the test split is scored too."""
 
     trial: int
     choices: Mapping[str, Any]
     spec: NetSpec
     costs: Costs
+    recipe: Recipe | None = None
+    test: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
 class Search:
     """What a run is to find out, and how: the first line of its ledger.
 
-    ``trials`` counts candidates that are trained, whatever becomes of them; rejected ones are free.
+    ``trials`` counts candidates that are trained, whatever becomes of them; rejected ones are free. ``fidelity`` is
+    a name in ``fidelity.FIDELITIES``. The search ends early when its front has stood still for ``window`` complete
+    candidates (0: never).
     """
 
     space: SearchSpace
@@ -64,9 +82,19 @@ class Search:
     sampler: str
     seed: int
     trials: int
+    fidelity: str = "auto"
+    window: int = 0
+    latency: Conditions | None = None
+    """How candidates are timed; None where no objective and no budget asks for it."""
+    earlier: tuple[Record, ...] = ()
+    """Of another run: what the sampler frontier starts from (see ``warm``)."""
 
     def __post_init__(self) -> None:
         samplers.check(self.sampler)
+        fidelity.check(self.fidelity)
+        named = {o.name for o in self.objectives} | {b.cost for b in self.budget}
+        if self.latency is None and "latency_ms" in named:
+            object.__setattr__(self, "latency", Conditions(resolution=self.task.resolution))
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON-ready values."""
@@ -79,6 +107,10 @@ class Search:
             "sampler": self.sampler,
             "seed": self.seed,
             "trials": self.trials,
+            "fidelity": self.fidelity,
+            "window": self.window,
+            "latency": asdict(self.latency) if self.latency else None,
+            "earlier": [record.to_dict() for record in self.earlier],
         }
 
     @classmethod
@@ -93,26 +125,45 @@ class Search:
             sampler=values["sampler"],
             seed=values["seed"],
             trials=values["trials"],
+            fidelity=values.get("fidelity", "off"),  # runs from before there was any
+            window=values.get("window", 0),
+            latency=Conditions(**values["latency"]) if values.get("latency") else None,
+            earlier=tuple(map(Record.from_dict, values.get("earlier", ()))),
         )
 
 
 class Core:
-    """One search in progress. ``events`` are those already in the ledger (all of them, from the first on)."""
+    """One search in progress. ``events`` are those already in the ledger (all of them, from the first on).
 
-    def __init__(self, ledger: Ledger, events: Iterable[Mapping[str, Any]], search: Search) -> None:
+    With ``memory_mib``, what one trial may take of its device's memory, candidates whose training is predicted to
+    take more are rejected.
+    """
+
+    def __init__(
+        self, ledger: Ledger, events: Iterable[Mapping[str, Any]], search: Search, *, memory_mib: float | None = None
+    ) -> None:  # fmt: skip
         self.search = search
         self.ended = ""
         self.records: list[Record] = []
         self._ledger = ledger
         self._machine, self._provenance = Machine.here(), provenance()
-        self._seen: dict[str, int] = {}  # digest -> trial
-        self._started = 0
+        self._memory = () if memory_mib is None else (Budget(cost="peak_training_mib", limit=memory_mib),)
+        self._sought = replace(search, budget=(*search.budget, *self._memory))  # what samplers are to hold
+        self._proposed = 0
         self._idle = self._idle_before = 0  # rejections in a row
+        self._spent, self._promoting = "", True  # why nothing new is proposed any more; whether stopped ones go on
+        self._seen: dict[str, int] = {}  # digest -> trial, of all that were started
         self._running: dict[int, Job] = {}
+        self._paused: dict[int, Record] = {}
+        self._reported: dict[int, list[Mapping[str, Any]]] = {}  # epochs of those that run or are paused
+        self._retries: dict[int, int] = {}
+        self._halving = Halving(search.objectives, search.recipe, search.fidelity)
+        self._final: dict[int, Mapping[str, float]] = {}  # scores of those that were trained to the end
+        self._next_audit = fidelity.AUDITED
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self._study = optuna.create_study(
             directions=["maximize" if o.maximise else "minimize" for o in search.objectives],
-            sampler=samplers.make(search.sampler, search, 0),
+            sampler=samplers.make(search.sampler, self._sought, 0),
         )
         self._distributions = distributions(search.space)
         untold: dict[int, Mapping[str, Any]] = {}
@@ -120,47 +171,66 @@ class Core:
             self._replay(event, untold)
         for number, choices in untold.items():
             self._admit(number, choices)
-        self._waiting = list(self._running)
+        for number in set(self._running) & set(self._halving.stopped):  # told to stop, and cut off
+            self._pause(self._cut_off(number))
+        self._audit()
+        self._waiting = sorted(self._running)
 
     # Asking ------------------------------------------------------------------------------------------
 
     def ask(self) -> Job | None:
-        """The next candidate to train, or None: ``ended`` then says why, and is empty while others still run."""
+        """The next candidate to train, or None: ``ended`` then says why, and is empty while others still run.
+
+        Those that were in flight or lost come first, then those that are promoted, then new ones.
+        """
         if self._waiting:
             return self._running[self._waiting.pop(0)]
-        search = self.search
-        while True:
-            number = len(self._study.get_trials(deepcopy=False))
-            sampler = samplers.make(search.sampler, search, number)
-            if self._started >= search.trials:
-                self.ended = f"{search.trials} candidates were trained"
-            elif isinstance(sampler, samplers.Exhaustive):
-                self.ended = sampler.ended(self._study, number)
-            elif self._idle >= MOST_REJECTIONS:
-                self.ended = f"{MOST_REJECTIONS} proposals in a row could not be trained: the space seems exhausted"
-            elif self._idle >= STALLED:
-                sampler = samplers.make("random", search, number)
-            if self.ended:
-                return None
+        if self._promoting and (trial := self._halving.promotable()) is not None:
+            self._ledger.append("promote", {"trial": trial}, sync=False)
+            return self._promote(trial)
+        while (sampler := self._sampler()) is not None:
+            number = self._proposed
             self._study.sampler = sampler
-            choices = search.space.suggest(self._study.ask())
+            choices = self.search.space.suggest(self._study.ask())
             attributes = self._study.get_trials(deepcopy=False)[number].system_attrs
             self._ledger.append("ask", {"trial": number, "choices": choices, "attributes": attributes}, sync=False)
             self._asked()
             if job := self._admit(number, choices):
                 return job
+        if not self._running:
+            self._end(self._spent)
+        return None
+
+    def stop(self, reason: str) -> None:
+        """Propose and promote nothing more; what runs is trained to its end."""
+        self._spent, self._promoting = reason, False
+
+    def _sampler(self) -> BaseSampler | None:
+        """What proposes the next candidate; None where there is to be none, and ``_spent`` says why."""
+        search, number = self._sought, self._proposed
+        sampler = samplers.make(search.sampler, search, number)
+        if self._spent:
+            pass
+        elif len(self._seen) >= search.trials:
+            self._spent = f"{search.trials} candidates were trained"
+        elif isinstance(sampler, samplers.Exhaustive):
+            self._spent = sampler.ended(self._study, number)
+        elif self._idle >= MOST_REJECTIONS:
+            self._spent = f"{MOST_REJECTIONS} proposals in a row could not be trained: the space seems exhausted"
+        elif self._idle >= STALLED:
+            sampler = samplers.make("random", search, number)
+        return None if self._spent else sampler
 
     def _asked(self) -> None:
         """Every proposal counts as good until it is rejected, which happens before the next one."""
+        self._proposed += 1
         self._idle_before, self._idle = self._idle, 0
 
     def _admit(self, number: int, choices: Mapping[str, Any]) -> Job | None:
         """A job; or None, and the candidate is a rejected Record."""
         job, spec, counted, reason = self._examine(number, choices)
         if job is not None:
-            self._running[number] = job
-            self._seen[job.spec.digest()] = number
-            self._started += 1
+            self._start(job)
             return job
         record = Record(
             trial=number, spec=spec, choices=dict(choices), task=self.search.task, recipe=self.search.recipe,
@@ -191,23 +261,77 @@ class Core:
             return None, spec, counted, f"duplicate of trial {first}"
         if over := excess(counted, self.search.budget):
             return None, spec, counted, f"over budget: {over}"
+        if number not in self._reported and (over := excess(counted, self._memory)):
+            return None, spec, counted, f"does not fit: {over}"
+        if self.search.latency is not None:
+            try:
+                counted = replace(counted, latency_ms=latency_ms(spec, self.search.latency))
+            except MeasureError as error:
+                return None, spec, counted, f"cannot be timed: {error}"
+            if over := excess(counted, self.search.budget):
+                return None, spec, counted, f"over budget: {over}"
         return Job(trial=number, choices=dict(choices), spec=spec, costs=counted), spec, counted, ""
+
+    def _start(self, job: Job) -> None:
+        self._running[job.trial] = job
+        self._seen[job.spec.digest()] = job.trial
+        self._reported.setdefault(job.trial, [])
+        self._halving.enter(job.trial, job.costs)
+
+    def _end(self, reason: str) -> None:
+        """Nothing runs, and nothing will: those that wait for a promotion wait in vain."""
+        for trial, record in sorted(self._paused.items()):
+            self._ledger.append("tell", {"trial": trial, "record": record.to_dict()}, sync=len(self._paused) == 1)
+            del self._paused[trial]
+            self._told(record)
+        self.ended = reason
 
     # Reporting and telling ---------------------------------------------------------------------------
 
     def report(self, trial: int, progress: Mapping[str, Any]) -> bool:
-        """Note a trial's epoch; whether it shall go on."""
-        self._ledger.append("report", {"trial": trial, **progress}, sync=False)
-        return True
+        """Note a trial's epoch; whether it shall go on. Where not, it is told as stopped next.
+
+        An epoch that was reported before, as a trial does that goes on from a checkpoint, changes nothing.
+        """
+        if not self._knows(trial, progress):
+            rung = self._halving.reach(trial, progress)
+            if rung is None or self._halving.goes_on(trial, rung):
+                decided = {}
+            else:
+                decided = {"stopped_at": rung}
+                self._halving.stopped[trial] = rung
+            self._ledger.append("report", {"trial": trial, **progress, **decided}, sync=False)
+            self._heard(trial, progress)
+        return trial not in self._halving.stopped
+
+    def _knows(self, trial: int, progress: Mapping[str, Any]) -> bool:
+        reported = self._reported[trial]
+        return bool(reported) and progress["epoch"] <= reported[-1]["epoch"]
+
+    def _heard(self, trial: int, progress: Mapping[str, Any]) -> None:
+        self._reported.setdefault(trial, []).append(progress)
+        done, whole = fidelity.length(self.search.recipe, progress)
+        partial = {name: progress[name] for name in SCORES if name in progress}
+        partial |= {"epoch": progress["epoch"], "epochs": math.ceil(progress["epoch"] * whole / done)}
+        storage = self._study._storage
+        storage.set_trial_user_attr(self._identity(trial), PARTIAL, partial)
 
     def tell(self, record: Record) -> None:
-        """A trial has ended. It is on the disk when this returns."""
+        """A trial has ended, or was stopped as it was told to. It is on the disk when this returns."""
+        if retries := self._retries.get(record.trial):
+            record = replace(record, provenance={**record.provenance, "retries": retries})
+        record = replace(record, costs=self._running[record.trial].costs)  # with what only a run could tell
+        if record.status is Status.STOPPED and record.trial in self._halving.stopped:
+            self._pause(record)
+            return
         self._ledger.append("tell", {"trial": record.trial, "record": record.to_dict()})
-        self._running.pop(record.trial)
+        del self._running[record.trial]
         self._told(record)
+        self._audit()
 
     def _told(self, record: Record) -> None:
         self.records.append(record)
+        self._reported.pop(record.trial, None)
         values = None
         if record.status is Status.REJECTED:
             self._idle = self._idle_before + 1
@@ -220,12 +344,70 @@ class Core:
             values = [found.get(o.name) for o in self.search.objectives]
             if any(v is None for v in values):
                 state, values = TrialState.FAIL, None
+        if state is TrialState.COMPLETE:
+            self._final[record.trial] = record.scores
+        self._halving.ended(record.trial, failed=state is TrialState.FAIL)
         self._study.tell(record.trial, values, state)  # type: ignore[arg-type]
+
+    def lost(self, trial: int, reason: str) -> bool:
+        """A trial's machine has died, which was not the trial's fault. Whether it stays open, to be asked for again;
+        after ``RETRIES`` times it does not, and is to be told as failed."""
+        if trial in self._halving.stopped:
+            self._pause(self._cut_off(trial))
+            return True
+        attempt = self._retries.get(trial, 0) + 1
+        if attempt > RETRIES:
+            return False
+        self._ledger.append("retry", {"trial": trial, "reason": reason, "attempt": attempt})
+        self._retries[trial] = attempt
+        self._waiting.append(trial)
+        return True
+
+    # Stopping early and going on ---------------------------------------------------------------------
+
+    def _pause(self, record: Record) -> None:
+        """A trial was stopped as it was told to."""
+        record = replace(record, reason=self._halving.why(record.trial))
+        self._ledger.append("pause", {"trial": record.trial, "record": record.to_dict()})
+        self._paused[record.trial] = record
+        del self._running[record.trial]
+
+    def _cut_off(self, trial: int) -> Record:
+        """The Record of a trial that was told to stop and did not come to make one: from what it reported."""
+        job, reported = self._running[trial], self._reported[trial]
+        return Record(
+            trial=trial, spec=job.spec, choices=job.choices, task=self.search.task, recipe=self.search.recipe,
+            machine=self._machine, status=Status.STOPPED, costs=job.costs,
+            scores={name: reported[-1][name] for name in SCORES if name in reported[-1]},
+            history=tuple(reported), seconds=reported[-1]["seconds"], provenance=self._provenance,
+        )  # fmt: skip
+
+    def _promote(self, trial: int) -> Job:
+        record = self._paused.pop(trial)
+        assert record.spec is not None
+        assert record.costs is not None
+        del self._halving.stopped[trial]
+        self._running[trial] = Job(trial=trial, choices=record.choices, spec=record.spec, costs=record.costs)
+        return self._running[trial]
+
+    def _audit(self) -> None:
+        """Whether candidates may be stopped early, once enough were trained to the end; until they may, again with
+        twice as many."""
+        if self._halving.rungs and self._halving.first is None and len(self._final) >= self._next_audit:
+            found = self._halving.audit(self._final)
+            self._ledger.append("audit", found)
+            self._audited(found)
+
+    def _audited(self, found: Mapping[str, Any]) -> None:
+        self._halving.first = found["first"]
+        self._next_audit = 2 * len(found["trials"])
 
     # Rebuilding --------------------------------------------------------------------------------------
 
     def _replay(self, event: Mapping[str, Any], untold: dict[int, Mapping[str, Any]]) -> None:
-        if event["event"] == "ask":
+        """One event; ``untold`` gathers the choices of those in flight that were never paused."""
+        kind, trial = event["event"], event.get("trial", -1)
+        if kind == "ask":
             self._study.add_trial(
                 optuna.trial.create_trial(
                     state=TrialState.RUNNING,
@@ -235,11 +417,41 @@ class Core:
                 )
             )
             self._asked()
-            untold[event["trial"]] = event["choices"]
-        elif event["event"] == "tell":
+            untold[trial] = event["choices"]
+        elif kind == "report":
+            progress = {name: value for name, value in event.items() if name not in ("event", "trial", "stopped_at")}
+            if trial not in self._reported or not self._knows(trial, progress):  # older versions wrote it twice
+                self._halving.reach(trial, progress)
+                self._heard(trial, progress)
+                if "stopped_at" in event:  # as it was decided then, whatever would be now
+                    self._halving.stopped[trial] = event["stopped_at"]
+        elif kind == "retry":
+            self._retries[trial] = event["attempt"]
+        elif kind == "pause":
             record = Record.from_dict(event["record"])
-            del untold[record.trial]
-            if record.status is not Status.REJECTED and record.spec is not None:
-                self._seen[record.spec.digest()] = record.trial
-                self._started += 1
+            self._started(record)
+            self._paused[trial] = record
+            untold.pop(trial, None)
+            self._running.pop(trial, None)
+        elif kind == "promote":
+            self._promote(trial)
+        elif kind == "audit":
+            self._audited(event)
+        elif kind == "tell":
+            record = Record.from_dict(event["record"])
+            if record.status is not Status.REJECTED:
+                self._started(record)
+            untold.pop(trial, None)
+            self._running.pop(trial, None)
+            self._paused.pop(trial, None)
             self._told(record)
+
+    def _started(self, record: Record) -> None:
+        """A Record of a candidate that was once admitted."""
+        if record.spec is not None:
+            self._seen[record.spec.digest()] = record.trial
+        if record.costs is not None:
+            self._halving.enter(record.trial, record.costs)
+
+    def _identity(self, trial: int) -> int:
+        return self._study._storage.get_trial_id_from_study_id_trial_number(self._study._study_id, trial)

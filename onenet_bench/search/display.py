@@ -15,13 +15,14 @@ from rich.text import Text
 from onenet_bench import ledger, pareto
 from onenet_bench.record import Record, Status
 from onenet_bench.search.core import Core
+from onenet_bench.search.final import Final
 from onenet_bench.search.trial import Ended, Epoch, Event, Started
 
 
 class Display:
     """Shows trials done, time left, what runs now and the current front. Use as a context manager."""
 
-    def __init__(self, core: Core, console: Console | None = None) -> None:
+    def __init__(self, core: Core | Final, console: Console | None = None) -> None:
         self._core = core
         self._console = console or Console(file=sys.stderr)
         self._running: dict[int, str] = {}

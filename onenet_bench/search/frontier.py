@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from statistics import NormalDist
@@ -34,6 +34,7 @@ from onenet_bench.budget import Budget, excess
 from onenet_bench.errors import SpaceError, SpecError
 from onenet_bench.pareto import Box, Objective, non_dominated
 from onenet_bench.recipe import Recipe
+from onenet_bench.record import Record, Status
 from onenet_bench.screen import MOST, SCREENED, screen
 from onenet_bench.search.gain import cells, expected_gain, expected_improvement
 from onenet_bench.search.parameters import distributions
@@ -41,7 +42,7 @@ from onenet_bench.search.surrogate import Floats, Ints, Many, Singles, Surrogate
 from onenet_bench.space import SearchSpace, is_ordered
 from onenet_bench.spec import NetSpec
 
-START = 6
+START = 4
 """Nets that are spread over the costs, before there is anything to learn from."""
 
 SOME = 64
@@ -60,7 +61,13 @@ PROPOSED = "onenet_bench:proposed"
 """A system attribute of a trial: its options. Optuna itself notes them only once they are asked for."""
 
 EXAMINED = 512
-"""Candidates whose gain is worked out at a time, those of the highest bound first."""
+"""Candidates whose gain is bounded more closely at a time, those of the highest bound first …"""
+
+PREDICTED = 64
+"""… and, of these, worked out."""
+
+UNSURE = 1.5
+"""A net is predicted to be over a ceiling on latency when it is predicted to be over so many times that."""
 
 SLACK = 1e-5
 """By which bounds are widened, for the rounding of what they are compared with."""
@@ -89,11 +96,11 @@ class Candidates:
 
     def __init__(
         self, space: SearchSpace, resolution: int, classes: int, in_channels: int, budget: Sequence[Budget],
-        featured: Sequence[str], draw: int,
+        featured: Sequence[str], draw: int, canonical: bool = True,
     ) -> None:  # fmt: skip
         most = MOST if space.size <= MOST else DRAWN
         screening = screen(space, resolution, classes=classes, in_channels=in_channels, most=most, seed=draw)
-        rows = np.flatnonzero(screening.fits(budget) & screening.distinct)
+        rows = np.flatnonzero(screening.fits(budget) & (screening.distinct | (not canonical)))
         self.space, self.resolution, self.classes, self.in_channels = space, resolution, classes, in_channels
         self.options = np.stack([screening.options[name][rows] for name in space.choices], axis=1)
         self.costs = {name: screening.costs[name][rows] for name in SCREENED}
@@ -174,11 +181,11 @@ class Candidates:
 @lru_cache(maxsize=2)
 def candidates(
     space: str, resolution: int, classes: int, in_channels: int, budget: tuple[Budget, ...], featured: tuple[str, ...],
-    draw: int,
+    draw: int, canonical: bool,
 ) -> Candidates:  # fmt: skip
     """Candidates of a ``space`` in JSON, made once per process."""
     reached = SearchSpace.from_dict(json.loads(space))
-    return Candidates(reached, resolution, classes, in_channels, budget, featured, draw)
+    return Candidates(reached, resolution, classes, in_channels, budget, featured, draw, canonical)
 
 
 # The sampler ---------------------------------------------------------------------------------------------
@@ -201,10 +208,11 @@ class FrontierSampler(BaseSampler):
     """Proposes nets of ``space`` for images of ``resolution`` pixels, to a study with these ``objectives``.
 
     Objectives that are known beforehand (``SCREENED`` costs) are never modelled; every other one has a surrogate of
-    its own. Nets over ``budget`` are not proposed; a budget on the memory of training needs the ``recipe``, and one
-    on latency cannot be held before the net has run. Nothing is proposed twice; nets that failed make those like
-    them less likely to be proposed. Raises SpaceError where the study asks for something else than the objectives,
-    or once every net was proposed.
+    its own, the latency too. Nets over ``budget`` are not proposed; a budget on the memory of training needs the
+    ``recipe``, and one on latency cannot be held before the net has run: nets that ``predict`` says to be well over it
+    are not proposed. Nothing is proposed twice; nets that failed make those like them less likely to be proposed.
+    ``earlier`` Records, of the same task and recipe (see ``warm``), count as trials that came before the study's.
+    Raises SpaceError where the study asks for something else than the objectives, or once every net was proposed.
     """
 
     known: Sequence[str] = SCREENED
@@ -212,10 +220,13 @@ class FrontierSampler(BaseSampler):
 
     featured: Sequence[str] = FEATURED
 
+    canonical: bool = True
+    """Whether combinations that make the same net are one candidate."""
+
     def __init__(
         self, space: SearchSpace, *, resolution: int, classes: int, in_channels: int = 3,
         objectives: Sequence[Objective] = (), budget: Sequence[Budget] | None = None, recipe: Recipe | None = None,
-        seed: int = 0,
+        seed: int = 0, predict: Callable[[NetSpec], float] | None = None, earlier: Sequence[Record] = (),
     ) -> None:  # fmt: skip
         self._space = space
         self._objectives = tuple(objectives) or space.objectives
@@ -225,6 +236,12 @@ class FrontierSampler(BaseSampler):
         if self._on_training and recipe is None:
             raise SpaceError(f"the memory of training depends on the recipe, but {self._on_training[0]} came without")
         self._recipe = recipe
+        self._earlier = tuple(earlier)
+        self._values: dict[str, Sequence[Any]] = {  # of Optuna's parameters
+            name: range(len(options)) if is_ordered(options) else options for name, options in space.choices.items()
+        }
+        self._on_latency = tuple(b for b in limits if b.cost == "latency_ms")
+        self._predict = predict if self._on_latency else None
         self._question = (json.dumps(space.to_dict()), resolution, classes, in_channels)
         self._seed = seed
         self._others = RandomSampler(seed=seed)
@@ -267,10 +284,14 @@ class FrontierSampler(BaseSampler):
     def _spent(self, found: Candidates, past: Past) -> str:
         if any(row not in past.rows and self._fits(found, row) for row in range(len(found))):
             return ""
-        within = f" within {' and '.join(map(str, limits))}" if (limits := self._budget + self._on_training) else ""
+        within = f" within {' and '.join(map(str, limits))}" if (limits := self._limits) else ""
         if not past.rows:
             return f"{self._space.name} has no net{within}"
         return f"all nets of {self._space.name}{within} were tried"
+
+    @property
+    def _limits(self) -> tuple[Budget, ...]:
+        return self._budget + self._on_training + (self._on_latency if self._predict else ())
 
     # What is known ---------------------------------------------------------------------------------------
 
@@ -279,27 +300,28 @@ class FrontierSampler(BaseSampler):
         if self._space.size > MOST:
             draw = int(np.random.SeedSequence([self._seed, number // RENEWED]).generate_state(1)[0])
         featured = tuple(dict.fromkeys([*self.featured, *(o.name for o in self._objectives if o.name in self.known)]))
-        return candidates(*self._question, self._budget, featured, draw)
+        return candidates(*self._question, self._budget, featured, draw, self.canonical)
 
     def _past(self, study: Study, found: Candidates) -> Past:
-        trials: list[tuple[FrozenTrial, Any, Net]] = []  # with what their nets are known by
-        for trial in study.get_trials(deepcopy=False):
-            options = self._options(trial)
+        trials: list[tuple[TrialState, list[float] | None, Any, Net]] = []  # with what their nets are known by
+        before = [(*self._outcome(record), self._indices(record.choices)) for record in self._earlier]
+        now = [(trial.state, trial.values, self._options(trial)) for trial in study.get_trials(deepcopy=False)]
+        for state, values, options in [*before, *now]:
             if options is not None and (net := found.net(options)) is not None:
-                trials.append((trial, options if net.row is None else net.row, net))
-        of = {state: {key for trial, key, _ in trials if trial.state is state} for state in TrialState}
+                trials.append((state, values, options if net.row is None else net.row, net))
+        of = {state: {key for its, _, key, _ in trials if its is state} for state in TrialState}
         complete, pending, stopped = (of[s] for s in (TrialState.COMPLETE, TrialState.RUNNING, TrialState.PRUNED))
         failed = of[TrialState.FAIL] - complete - pending - stopped  # not those that were rejected as duplicates
         ended = [
-            (net, trial.values, key in failed)
-            for trial, key, net in trials
-            if trial.state is TrialState.COMPLETE or key in failed
+            (net, values, key in failed)
+            for state, values, key, net in trials
+            if state is TrialState.COMPLETE or key in failed
         ]
         told = [(net, values) for net, values, _ in ended if values is not None]
         return Past(
             told=[net for net, _ in told],
             values=np.array([values for _, values in told]).reshape(len(told), len(self._objectives)),
-            pending=list({key: net for _, key, net in trials if key in pending - complete}.values()),
+            pending=list({key: net for *_, key, net in trials if key in pending - complete}.values()),
             ended=[net for net, *_ in ended],
             failed=np.array([float(failure) for *_, failure in ended]),
             rows={net.row for *_, net in trials if net.row is not None},
@@ -308,16 +330,37 @@ class FrontierSampler(BaseSampler):
     def _options(self, trial: FrozenTrial) -> tuple[int, ...] | None:
         """A trial's options; None where it has none yet, or those of another space."""
         try:
-            return tuple(
-                (range(len(options)) if is_ordered(options) else options).index(trial.params[name])
-                for name, options in self._space.choices.items()
-            )
+            return tuple(values.index(trial.params[name]) for name, values in self._values.items())
         except (KeyError, ValueError):
             proposed = trial.system_attrs.get(PROPOSED)
             return None if proposed is None else tuple(proposed)
 
+    def _indices(self, choices: Mapping[str, Any]) -> tuple[int, ...] | None:
+        """A Record's options; None where its choices are another space's."""
+        try:
+            return tuple(options.index(choices[name]) for name, options in self._space.choices.items())
+        except (KeyError, ValueError):
+            return None
+
+    def _outcome(self, record: Record) -> tuple[TrialState, list[float] | None]:
+        """What an earlier Record would be in the study. One that lacks an objective was tried, and says no more."""
+        if record.status is Status.FAILED:
+            return TrialState.FAIL, None
+        known = {**record.scores, **(record.costs.to_dict() if record.costs else {})}
+        values = [known[o.name] for o in self._objectives if known.get(o.name) is not None]
+        if record.status is Status.COMPLETE and len(values) == len(self._objectives):
+            return TrialState.COMPLETE, values
+        return TrialState.PRUNED, None
+
     def _fits(self, found: Candidates, row: int) -> bool:
         """Whether a candidate fits the budgets that no screening knows."""
+        if self._predict is not None:
+            timed = (row, self._on_latency)
+            if timed not in found.fitting:
+                highest = UNSURE * min(budget.limit for budget in self._on_latency)
+                found.fitting[timed] = self._predict(found.spec(found.options[row])) <= highest
+            if not found.fitting[timed]:
+                return False
         if not self._on_training or self._recipe is None:
             return True
         batch, precision = self._recipe.batch, self._recipe.precision
@@ -375,25 +418,37 @@ class FrontierSampler(BaseSampler):
         known = found.features[:, columns]  # (rows, m - u)
         bound = np.prod(1 - known.astype(np.float64), axis=1) * (1 + SLACK)
         best = _best_for_less(points, known) if len(unknown) == 1 else 1.0
-        for i, surrogate in zip(unknown, surrogates, strict=True):
-            bound *= expected_improvement(*surrogate.glance(found.many[self._objectives[i].name]), best)
+        glanced = [
+            surrogate.glance(found.many[self._objectives[i].name])
+            for i, surrogate in zip(unknown, surrogates, strict=True)
+        ]
+        least, widest = (np.stack([g[i] for g in glanced], axis=1) for i in range(2))  # (rows, u)
+        for loss, deviation in glanced:
+            bound *= expected_improvement(loss, deviation, best)
         bound[~untried] = -1
         most, row = -1.0, -1
         for rows in _descending(bound):
             rows = rows[bound[rows] > most]
             if not len(rows):
                 break
-            features = found.features[rows].astype(np.float64)
-            predicted = [s.predict(features) for s in surrogates]
-            mean, deviation = (np.stack([p[i] for p in predicted], axis=1) for i in range(2))  # (rows, u)
-            gains = expected_gain(boxes, mean, deviation, features[:, columns])
-            if past.failed.any():
-                gains *= self._succeeds(found, past, features)
-            for i in np.argsort(-gains, kind="stable"):
-                if gains[i] <= most:
+            # A gain falls with the mean and rises with the deviation.
+            nearer = expected_gain(boxes, least[rows], widest[rows], known[rows].astype(np.float64)) * (1 + SLACK)
+            order = np.argsort(-nearer, kind="stable")
+            for part in np.split(order, range(PREDICTED, len(order), PREDICTED)):
+                part = part[nearer[part] > most]
+                if not len(part):
                     break
-                if self._fits(found, int(rows[i])):
-                    most, row = float(gains[i]), int(rows[i])
+                features = found.features[rows[part]].astype(np.float64)
+                predicted = [s.predict(features) for s in surrogates]
+                mean, deviation = (np.stack([p[i] for p in predicted], axis=1) for i in range(2))  # (part, u)
+                gains = expected_gain(boxes, mean, deviation, features[:, columns])
+                if past.failed.any():
+                    gains *= self._succeeds(found, past, features)
+                for i in np.argsort(-gains, kind="stable"):
+                    if gains[i] <= most:
+                        break
+                    if self._fits(found, int(rows[part[i]])):
+                        most, row = float(gains[i]), int(rows[part[i]])
         return row
 
     def _succeeds(self, found: Candidates, past: Past, features: Floats) -> Floats:

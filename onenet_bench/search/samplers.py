@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -21,8 +22,11 @@ from onenet_bench.errors import SpaceError, known
 from onenet_bench.search.frontier import FrontierSampler
 from onenet_bench.search.parameters import as_parameters, distributions
 from onenet_bench.space import SearchSpace
+from onenet_bench.spec import NetSpec
 
 if TYPE_CHECKING:
+    from onenet_bench.measure.latency import Conditions
+    from onenet_bench.measure.latency_model import Predictor
     from onenet_bench.search.core import Search
 
 POPULATION = 16
@@ -82,8 +86,24 @@ def _frontier(search: Search, number: int) -> BaseSampler:
     return FrontierSampler(
         search.space, resolution=search.task.resolution, classes=search.task.classes,
         in_channels=search.task.in_channels, objectives=search.objectives, budget=search.budget, recipe=search.recipe,
-        seed=search.seed,
+        seed=search.seed, predict=_predictor(search), earlier=search.earlier,
     )  # fmt: skip
+
+
+def _predictor(search: Search) -> Callable[[NetSpec], float] | None:
+    """What latencies are predicted by; None where no budget asks, or nothing was fitted to this machine yet."""
+    if search.latency is None or not any(budget.cost == "latency_ms" for budget in search.budget):
+        return None
+    model, resolution = _fitted(search.latency), search.latency.resolution
+    return None if model is None else lambda spec: model.predict_ms(spec, resolution)
+
+
+@lru_cache
+def _fitted(conditions: Conditions) -> Predictor | None:
+    """Once per process, which a study needs: its proposals follow from what was known at first."""
+    from onenet_bench.measure.latency_model import fitted
+
+    return fitted(conditions)
 
 
 def _tpe(search: Search, number: int) -> BaseSampler:

@@ -1,13 +1,19 @@
 """A sweep: from a Search to a run's folder, from the start or from where it was left.
 
 A run's folder holds ``ledger.jsonl``, ``samples.npz`` (the validation images that are shown), and per trained
-candidate ``predictions/NNNN.npz`` and ``weights/NNNN.safetensors``. Weights are kept for the nets of the front.
+candidate ``predictions/NNNN.npz`` and ``weights/NNNN.safetensors``. Weights are kept for the nets of the front. Trials
+that are in flight, or stopped and not given up, have their state in ``checkpoints/NNNN/``. Final trainings are a run of
+their own in ``final/``.
 """
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Callable
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
@@ -15,15 +21,29 @@ from onenet_bench import data, ledger, pareto
 from onenet_bench.errors import DataError, LedgerError
 from onenet_bench.ledger import Ledger
 from onenet_bench.record import SCHEMA, Machine, provenance
-from onenet_bench.search import local
+from onenet_bench.search import final as finals
+from onenet_bench.search import trial
 from onenet_bench.search.core import Core, Search
 from onenet_bench.search.display import Display
+from onenet_bench.search.final import Final
+from onenet_bench.search.stall import stalled
+from onenet_bench.search.trial import Ended, Event
 
 
-def start(search: Search, folder: Path, *, command: str, workers: int, threads: int, device: str) -> Core:
+class Engine(Protocol):
+    """Trains what a core asks for until it asks for nothing more; artifacts go to the folder."""
+
+    def __call__(self, core: Core | Final, folder: Path, *, heard: Callable[[Event], None]) -> None: ...
+
+
+def start(
+    search: Search, folder: Path, engine: Engine, *, command: str, memory_mib: float | None = None, final: int = 0
+) -> Core:  # fmt: skip
     """Begin a run in ``folder`` and carry it out. Returns its core; ``core.ended`` says why it ended.
 
-    Raises LedgerError where the folder holds a run already or cannot be written, DataError for unusable data.
+    ``memory_mib`` is what one trial may take of its device's memory, ``final`` how many times the nets of the front are
+    trained anew when the search has ended. Raises LedgerError where the folder holds a run already or cannot be
+    written, DataError for unusable data.
     """
     shown = data.load(search.task).validation
     if any(o.name == "dice_case_fg" for o in search.objectives) and not any("/" in name for name in shown.names):
@@ -42,11 +62,14 @@ def start(search: Search, folder: Path, *, command: str, workers: int, threads: 
             masks=shown.masks[search.task.shown],
             names=np.array([shown.names[i] for i in search.task.shown]),
         )
-        return _carry_out(Core(book, [], search), book, folder, workers, threads, device)
+        return _carry_out(Core(book, [], search, memory_mib=memory_mib), book, folder, engine, final)
 
 
-def resume(folder: Path, *, trials: int | None, workers: int, threads: int, device: str) -> Core:
-    """Go on with the run in ``folder``, to ``trials`` candidates where given. Trials in flight run again."""
+def resume(
+    folder: Path, engine: Engine, *, trials: int | None, memory_mib: float | None = None, final: int = 0
+) -> Core:  # fmt: skip
+    """Go on with the run in ``folder``, to ``trials`` candidates where given. Trials in flight go on from their last
+    checkpoint."""
     with Ledger(folder, create=False) as book:
         events = ledger.read(folder)
         search = Search.from_dict(events[0])
@@ -57,27 +80,49 @@ def resume(folder: Path, *, trials: int | None, workers: int, threads: int, devi
             search = replace(search, trials=trials)
         data.load(search.task)  # the same data must still be there
         book.append("resume", {"trials": trials, "provenance": provenance()})
-        return _carry_out(Core(book, events[1:], search), book, folder, workers, threads, device)
+        return _carry_out(Core(book, events[1:], search, memory_mib=memory_mib), book, folder, engine, final)
 
 
-def _carry_out(core: Core, book: Ledger, folder: Path, workers: int, threads: int, device: str) -> Core:
+def _carry_out(core: Core, book: Ledger, folder: Path, engine: Engine, final: int) -> Core:
+    def stop_where_stalled() -> None:
+        if core.search.window and (why := stalled(core.records, core.search.objectives, core.search.window)):
+            core.stop(why)
+
     with Display(core) as display:
+
+        def heard(event: Event) -> None:
+            display(event)
+            if isinstance(event, Ended):
+                stop_where_stalled()
+
         try:
-            local.run(core, folder, workers=workers, threads=threads, device=device, heard=display)
+            stop_where_stalled()
+            engine(core, folder, heard=heard)
         except KeyboardInterrupt:
             core.ended = "interrupted"
     book.append("end", {"reason": core.ended})
     if core.ended != "interrupted":
         _prune(core, folder)
+    if final and core.ended != "interrupted":
+        made = finals.train(core, folder, seeds=final, carry_out=partial(_shown, engine))
+        if made is not None and made.ended == "interrupted":
+            core.ended = made.ended
     return core
 
 
+def _shown(engine: Engine, final: Final, folder: Path) -> None:
+    with Display(final) as display:
+        engine(final, folder, heard=display)
+
+
 def _prune(core: Core, folder: Path) -> None:
-    """Delete the weights of nets that are not on the front of all objectives."""
+    """Delete the weights of nets that are not on the front of all objectives, and the states of trials: all have
+    ended."""
     best = set(pareto.front(ledger.frame(core.records), core.search.objectives)["trial"])
     for record in core.records:
         if record.trial not in best and (name := record.artifacts.get("weights")):
             (folder / name).unlink(missing_ok=True)
+    shutil.rmtree(folder / trial.STATES, ignore_errors=True)
 
 
 def find(name: str, home: Path) -> Path:

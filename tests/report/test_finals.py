@@ -15,7 +15,7 @@ from onenet_bench import ledger, pareto
 from onenet_bench.ledger import Ledger
 from onenet_bench.record import SCHEMA, Record, Status
 from onenet_bench.report import build_page
-from onenet_bench.report.finals import Spread, final_facts, final_rows, final_words
+from onenet_bench.report.finals import Spread, final_facts, final_words, rows_of
 from onenet_bench.report.tables import read_run
 from tests.report.conftest import MakeRun, Written, net, scores_of
 
@@ -119,7 +119,7 @@ def test_one_seed_says_no_probability_and_a_missing_test_split_leaves_validation
     assert facts.split == "validation"
     assert all(c.probability is None and c.test is None for c in facts.contestants)
     assert "at least two seeds" in final_words(facts)
-    assert final_rows(facts)[0]["validation"] == "0.510"
+    assert rows_of(facts)[0]["validation"] == "0.510"
 
 
 def test_failed_and_missing_trainings_are_counted_and_spoken_of(run: Written) -> None:

@@ -434,3 +434,44 @@ def test_classes_have_colours_of_their_own(classes: int) -> None:
 def test_reading_runs_never_loads_torch() -> None:
     code = "import sys, onenet_bench.report; sys.exit('torch' in sys.modules or 'optuna' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+# -- stopping early --------------------------------------------------------------------------------------------------
+
+
+def with_fidelity(run: Written, *events: dict[str, Any]) -> dict[str, Any]:
+    """The page's facts on stopping early of ``run``, had it asked for it and written ``events``."""
+    path = run.path / "ledger.jsonl"
+    head, *rest = path.read_text(encoding="utf-8").splitlines()
+    lines = [json.dumps({**json.loads(head), "fidelity": "auto"}), *rest, *map(json.dumps, events)]
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    facts: dict[str, Any] = page_facts(read_run(run.path))["fidelity"]
+    assert "Stopping early" in build_page(run.path)
+    return facts
+
+
+def rung(share: str, tau: float | None, passed: bool) -> dict[str, Any]:
+    return {"share": share, "epoch": 4, "score": "miou", "nets": 9, "kendall": tau, "like_cost": 0.61,
+            "bands": [0.5, None, 1.0], "passed": passed}  # fmt: skip
+
+
+def test_a_run_that_does_not_stop_early_says_nothing_of_it(make_run: MakeRun) -> None:
+    assert page_facts(read_run(make_run().path))["fidelity"] is None
+
+
+def test_a_run_too_short_for_an_audit_says_so(make_run: MakeRun) -> None:
+    assert with_fidelity(make_run())["words"].startswith("Too few nets")
+
+
+def test_the_last_audit_is_shown_with_its_numbers(make_run: MakeRun) -> None:
+    audit = {"event": "audit", "trials": list(range(9)), "needed": 0.5, "first": None, "reason": "nobody is stopped"}
+    later = {**audit, "trials": list(range(18)), "first": 1, "reason": "candidates may be stopped from epoch 4 on",
+             "rungs": [rung("1/9", None, False), rung("1/3", 0.734, True)]}  # fmt: skip
+    reports = [{"event": "report", "trial": t, "epoch": e} for t, e in [(0, 1), (0, 2), (1, 1), (0, 2)]]
+    facts = with_fidelity(make_run(), {**audit, "rungs": []}, later, {"event": "promote", "trial": 3}, *reports)
+    assert "After 18 nets trained in full: candidates may be stopped from epoch 4 on." in facts["words"]
+    assert "In all 3 epochs were trained" in facts["words"]
+    assert "1 that had been stopped went on later" in facts["words"]
+    assert [row["kendall"] for row in facts["rows"]] == ["–", "0.73"]
+    assert facts["rows"][1]["bands"] == "0.50 · – · 1.00"
+    assert facts["rows"][1]["score"] == "mIoU"

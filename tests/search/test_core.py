@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,8 @@ from onenet_bench.errors import SpaceError
 from onenet_bench.ledger import Ledger
 from onenet_bench.recipe import Recipe
 from onenet_bench.record import SCHEMA, Machine, Record, Status
-from onenet_bench.search.core import Core, Job, Search
+from onenet_bench.search import fidelity
+from onenet_bench.search.core import PARTIAL, RETRIES, Core, Job, Search
 from onenet_bench.search.samplers import SAMPLERS
 from onenet_bench.space import SearchSpace
 from onenet_bench.task import Task
@@ -212,3 +214,295 @@ def test_an_unknown_sampler_is_refused() -> None:
 def test_a_search_survives_its_own_dictionary() -> None:
     wanted = search("tpe")
     assert Search.from_dict(wanted.to_dict()) == wanted
+
+
+# Stopped early and promoted --------------------------------------------------------------------------------
+
+EPOCHS = 9  # rungs at 1/9 and 1/3: epochs 1 and 3
+
+
+def curve(job: Job, epoch: int) -> float:
+    """A score that grows as 1/epochs shrinks, and ends as a Record's."""
+    return trained(job).scores["miou"] * (1 - 1 / (epoch + 1)) / (1 - 1 / (EPOCHS + 1))
+
+
+def luck(job: Job, epoch: int) -> float:
+    """A score that says nothing about the last one."""
+    return float(np.random.default_rng([int(job.spec.digest(), 16), epoch]).uniform(0, 1))
+
+
+class Workers:
+    """What engines do, without processes: ``count`` trials at once, an epoch in turn, from their ``checkpoints``."""
+
+    def __init__(
+        self, core: Core, count: int = 1, checkpoints: dict[int, int] | None = None, score: Any = curve
+    ) -> None:
+        self.core, self.count, self.score = core, count, score
+        self.checkpoints = checkpoints if checkpoints is not None else {}  # epochs by trial
+        self.busy: list[Job] = []
+
+    def turn(self) -> bool:
+        """One epoch of one trial; False if there is nothing to do."""
+        while len(self.busy) < self.count and (job := self.core.ask()) is not None:
+            self.busy.append(job)
+        if not self.busy:
+            return False
+        job = self.busy.pop(0)
+        epoch = self.checkpoints.get(job.trial, 0) + 1
+        go_on = epoch > EPOCHS or self.core.report(job.trial, self.progress(job, epoch))
+        self.checkpoints[job.trial] = min(epoch, EPOCHS)
+        if go_on and epoch < EPOCHS:
+            self.busy.append(job)
+        else:
+            self.core.tell(self.record(job, min(epoch, EPOCHS)))
+        return True
+
+    def progress(self, job: Job, epoch: int) -> dict[str, Any]:
+        return {"epoch": epoch, "step": epoch, "loss": 1.0, "seconds": float(epoch), "miou": self.score(job, epoch)}
+
+    def record(self, job: Job, epoch: int) -> Record:
+        history = tuple(self.progress(job, e) for e in range(1, epoch + 1))
+        return replace(
+            trained(job), status=Status.COMPLETE if epoch == EPOCHS else Status.STOPPED, history=history, seconds=epoch,
+            scores={"miou": history[-1]["miou"]},
+        )  # fmt: skip
+
+
+def halving(trials: int = 30, **changes: Any) -> Search:
+    changes = {"sampler": "random", "budget": (), "recipe": Recipe(epochs=EPOCHS), **changes}
+    return search(trials=trials, **{"task": replace(TASK, resolution=36), **changes})
+
+
+def finish(workers: Workers) -> Core:
+    while workers.turn():
+        pass
+    return workers.core
+
+
+def whole(events: list[dict[str, Any]]) -> list[Any]:
+    """The events without what belongs to the moment: all else is to be the same."""
+    told = ("status", "reason", "scores", "history", "costs", "digest", "choices")
+    return [
+        {**event, "record": {name: event["record"][name] for name in told}} if "record" in event else event
+        for event in events
+        if event["event"] != "run"
+    ]
+
+
+@pytest.fixture
+def few_audited(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fidelity, "AUDITED", 4)
+
+
+def kinds(events: list[dict[str, Any]]) -> dict[str, int]:
+    found: dict[str, int] = {}
+    for event in events:
+        found[event["event"]] = found.get(event["event"], 0) + 1
+    return found
+
+
+@pytest.mark.usefixtures("few_audited")
+@pytest.mark.parametrize(("sampler", "step"), [("random", 1), ("nsga2", 11), ("frontier", 11)])
+def test_cut_at_any_event_a_search_goes_on_as_one_never_interrupted(
+    tmp_path: Path, sampler: str, step: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = halving(trials=16, sampler=sampler)
+    book, core = begin(tmp_path / "whole", wanted)
+    finish(Workers(core))
+    book.close()
+    lines = (tmp_path / "whole" / ledger.FILE).read_text().splitlines(keepends=True)
+    events = ledger.read(tmp_path / "whole")
+    assert {"ask", "report", "pause", "promote", "audit", "tell"} <= set(kinds(events))
+    monkeypatch.setattr("onenet_bench.search.core.provenance", dict)  # asks git each time
+    for cut in range(1, len(lines), step):
+        folder = tmp_path / "cut"
+        folder.mkdir(exist_ok=True)
+        (folder / ledger.FILE).write_text("".join(lines[:cut]))
+        book, core = again(folder, wanted)
+        checkpoints = {e["trial"]: e["epoch"] for e in events[:cut] if e["event"] == "report"}
+        if events[cut - 1]["event"] == "report" and cut % 2:  # killed after the report and before the checkpoint
+            checkpoints[events[cut - 1]["trial"]] -= 1
+        workers = Workers(core, checkpoints=checkpoints)
+        for _ in range(3):
+            workers.turn()
+        book.close()
+        found = ledger.read(folder)
+        assert len(found) > cut or core.ended
+        assert whole(found) == whole(events[: len(found)]), cut
+
+
+@pytest.mark.usefixtures("few_audited")
+@pytest.mark.parametrize("seed", range(2))
+def test_with_several_workers_and_kills_every_trial_is_told_once_under_its_number(tmp_path: Path, seed: int) -> None:
+    draws = np.random.default_rng(seed)
+    wanted = halving(seed=seed)
+    book, core = begin(tmp_path, wanted)
+    checkpoints: dict[int, int] = {}
+    while True:
+        workers = Workers(core, 4, checkpoints)
+        for _ in range(draws.integers(60)):
+            workers.turn()
+        if core.ended:
+            break
+        for job in workers.busy:  # killed; some of them before their last checkpoint
+            checkpoints[job.trial] = max(0, checkpoints.get(job.trial, 0) - int(draws.integers(2)))
+        book.close()
+        book, core = again(tmp_path, wanted)
+    book.close()
+    events = ledger.read(tmp_path)
+    rows = ledger.records(events)
+    assert sorted(r.trial for r in rows) == list(range(len(rows)))
+    trained_ones = [r for r in rows if r.status is not Status.REJECTED]
+    assert len(trained_ones) == len({r.spec.digest() for r in trained_ones if r.spec}) == 30
+    paused, promoted = ([e["trial"] for e in events if e["event"] == kind] for kind in ("pause", "promote"))
+    assert promoted
+    for row in trained_ones:
+        epochs = [e["epoch"] for e in events if e["event"] == "report" and e["trial"] == row.trial]
+        assert epochs == list(range(1, len(epochs) + 1))  # each reported once, however often it was trained
+        assert [e["epoch"] for e in row.history] == epochs
+        assert (row.status is Status.STOPPED) == (paused.count(row.trial) > promoted.count(row.trial))
+        assert (row.status is Status.COMPLETE) == (len(epochs) == EPOCHS)
+
+
+@pytest.mark.usefixtures("few_audited")
+def test_a_stopped_trial_is_open_until_the_search_ends_and_never_complete(tmp_path: Path) -> None:
+    book, core = begin(tmp_path, halving())
+    workers = Workers(core)
+    while not core._paused:
+        assert workers.turn()
+    trial, record = next(iter(core._paused.items()))
+    entry = core._study.trials[trial]
+    assert entry.state.name == "RUNNING"
+    epochs = len(record.history)
+    assert entry.user_attrs[PARTIAL] == {"epoch": epochs, "epochs": EPOCHS, "miou": record.scores["miou"]}
+    assert trial not in {r.trial for r in core.records}
+    assert re.fullmatch(r"stopped at epoch \d: not among the best \d of \d that got there", record.reason)
+    finish(workers)
+    book.close()
+    assert not core._paused
+    states = {r.trial: core._study.trials[r.trial].state.name for r in core.records if r.status is Status.STOPPED}
+    assert states
+    assert set(states.values()) == {"PRUNED"}
+    stopped = {r.trial for r in core.records if r.status is Status.STOPPED}
+    table = ledger.frame(core.records).set_index("trial")
+    assert not stopped & set(pareto.front(ledger.frame(core.records), core.search.objectives)["trial"])
+    assert table.loc[sorted(stopped), "miou"].isna().all()
+    assert table.loc[sorted(stopped), "partial.miou"].notna().all()
+    assert table.loc[[t for t in table.index if t not in stopped], "partial.miou"].isna().all()
+
+
+def test_nobody_is_stopped_where_early_scores_say_nothing(tmp_path: Path) -> None:
+    book, core = begin(tmp_path, halving())
+    finish(Workers(core, score=luck))
+    book.close()
+    events = ledger.read(tmp_path)
+    audits = [e for e in events if e["event"] == "audit"]
+    assert [len(a["trials"]) for a in audits] == [9, 18]
+    assert {a["first"] for a in audits} == {None}
+    assert [r.status for r in core.records if r.status is not Status.REJECTED] == [Status.COMPLETE] * 30
+
+
+def test_without_fidelity_nobody_is_stopped_or_audited(tmp_path: Path) -> None:
+    book, core = begin(tmp_path, halving(fidelity="off"))
+    finish(Workers(core))
+    book.close()
+    assert kinds(ledger.read(tmp_path)).keys() == {"run", "ask", "report", "tell"}
+
+
+def test_a_ledger_from_before_there_was_fidelity_goes_on_without() -> None:
+    old = search("tpe").to_dict()
+    del old["fidelity"]
+    assert Search.from_dict(old).fidelity == "off"
+    assert search("tpe").fidelity == "auto"
+    with pytest.raises(SpaceError, match="unknown fidelity 'on'; known: auto, off"):
+        search("tpe", fidelity="on")
+
+
+# Lost, stopped from outside, too large ---------------------------------------------------------------------
+
+
+def test_a_lost_trial_is_asked_for_again_so_many_times(tmp_path: Path) -> None:
+    wanted = search("random", trials=2)
+    book, core = begin(tmp_path, wanted)
+    job = core.ask()
+    assert job is not None
+    for attempt in range(1, RETRIES + 1):
+        assert core.lost(job.trial, "its node died")
+        assert not core.ended
+        if attempt == 1:  # counted on, whatever happens in between
+            book.close()
+            book, core = again(tmp_path, wanted)
+        found = core.ask()
+        assert found is not None
+        assert (found.trial, found.spec) == (job.trial, job.spec)
+    assert not core.lost(job.trial, "its node died")
+    core.tell(replace(trained(job), status=Status.FAILED, reason="its node died"))
+    other = core.ask()
+    assert other is not None
+    core.tell(trained(other))
+    book.close()
+    events = ledger.read(tmp_path)
+    retries = [(e["trial"], e["attempt"], e["reason"]) for e in events if e["event"] == "retry"]
+    assert retries == [(job.trial, 1, "its node died"), (job.trial, 2, "its node died")]
+    counted = {r.trial: r.provenance.get("retries") for r in ledger.records(events) if r.status is not Status.REJECTED}
+    assert counted == {job.trial: RETRIES, other.trial: None}
+
+
+@pytest.mark.usefixtures("few_audited")
+def test_a_trial_lost_after_it_was_told_to_stop_is_paused(tmp_path: Path) -> None:
+    book, core = begin(tmp_path, halving())
+    workers = Workers(core)
+    while not core._halving.stopped:  # the last turn would tell: do it by hand
+        while not workers.busy:
+            job = core.ask()
+            assert job is not None
+            workers.busy.append(job)
+        job = workers.busy[0]
+        epoch = workers.checkpoints.get(job.trial, 0) + 1
+        if core.report(job.trial, workers.progress(job, epoch)):
+            workers.turn()
+    assert not core.report(job.trial, workers.progress(job, epoch))  # said again: decided as before
+    assert core.lost(job.trial, "its node died")
+    assert list(core._paused) == [job.trial]
+    assert core._paused[job.trial].scores == {"miou": curve(job, epoch)}
+    found = core.ask()
+    assert found is None or found.trial != job.trial
+    book.close()
+    assert "retry" not in kinds(ledger.read(tmp_path))
+
+
+@pytest.mark.usefixtures("few_audited")
+def test_a_search_that_is_stopped_ends_when_nothing_runs(tmp_path: Path) -> None:
+    book, core = begin(tmp_path, halving())
+    workers = Workers(core, 2)
+    while len(core._paused) < 3:
+        assert workers.turn()
+    before, running = core._proposed, {job.trial for job in workers.busy}
+    core.stop("the front stands still")
+    assert core.ask() is None
+    assert core.ended == ""
+    finish(workers)
+    book.close()
+    assert core.ended == "the front stands still"
+    assert core._proposed == before
+    assert running <= {r.trial for r in core.records}
+    assert sum(r.status is Status.STOPPED for r in core.records) >= 3
+
+
+@pytest.mark.parametrize("sampler", ["random", "frontier"])
+def test_what_does_not_fit_the_device_is_rejected_before_it_starts(tmp_path: Path, sampler: str) -> None:
+    wanted = search(sampler, budget=())
+    needs = sorted(
+        costs.count(SPACE.spec(choices, classes=2, in_channels=3), 16, batch=16).peak_training_mib or 0
+        for choices in SPACE.enumerate() if choices["scale"] == 2
+    )  # fmt: skip
+    limit = needs[len(needs) // 2]
+    book = Ledger(tmp_path, create=True)
+    book.append("run", {"schema": SCHEMA, **wanted.to_dict()})
+    core = Core(book, [], wanted, memory_mib=limit)
+    carry_out(core)
+    book.close()
+    complete = [r.costs.peak_training_mib or 0 for r in core.records if r.status is Status.COMPLETE and r.costs]
+    assert 0 < max(complete) <= limit
+    reasons = [r.reason for r in core.records if r.reason.startswith("does not fit: peak_training_mib is ")]
+    assert bool(reasons) == (sampler == "random")  # frontier knows it beforehand

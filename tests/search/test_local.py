@@ -17,6 +17,7 @@ from onenet_bench.recipe import Recipe
 from onenet_bench.record import Status
 from onenet_bench.search import local, sweep
 from onenet_bench.search.core import Core, Search
+from onenet_bench.search.engines import Orders
 from onenet_bench.search.local import plan_workers
 from onenet_bench.search.trial import Ended, Epoch, Event
 from onenet_bench.space import SearchSpace
@@ -40,7 +41,7 @@ def search(trials: int = 4, **recipe: float) -> Search:
 
 
 def run(wanted: Search, folder: Path, workers: int = 2) -> Core:
-    return sweep.start(wanted, folder, command="test", workers=workers, threads=1, device="cpu")
+    return sweep.start(wanted, folder, Orders(workers=workers, threads=1).make(), command="test")
 
 
 def test_a_sweep_trains_scores_and_keeps_what_it_says(tmp_path: Path) -> None:
@@ -115,7 +116,7 @@ def test_ctrl_c_leaves_a_run_that_goes_on(tmp_path: Path, monkeypatch: pytest.Mo
     assert core.ended == "interrupted"
     assert not multiprocessing.active_children()
     assert ledger.read(tmp_path / "run")[-1] == {"event": "end", "reason": "interrupted"}
-    core = sweep.resume(tmp_path / "run", trials=5, workers=2, threads=1, device="cpu")
+    core = sweep.resume(tmp_path / "run", Orders(workers=2, threads=1).make(), trials=5)
     assert core.ended == "5 candidates were trained"
     rows = ledger.records(ledger.read(tmp_path / "run"))
     assert sorted(r.trial for r in rows) == [0, 1, 2, 3, 4]

@@ -1,0 +1,510 @@
+"""The Ray engine: the same core, its trials carried out by Ray Tune on one machine or many.
+
+Tune places the trials, watches over their processes and brings back what they say. What is tried next, what is
+stopped and what became of it is decided by the core, in the driver, as with the local engine: ``suggest`` of the
+Searcher is ``core.ask``, a result is ``core.report``, and the ledger is the only truth. Tune keeps nothing that is ever
+read again; a run that goes on starts a fresh Tuner for what remains.
+
+A trial writes into the run's folder where its node sees it, which it finds out by a mark in there. Elsewhere it works
+in a folder of its own, and what it leaves there travels home with its messages.
+
+``ray`` is imported when a run begins, and not before.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import logging
+import math
+import os
+import re
+import secrets
+import signal
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, redirect_stdout, suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from onenet_bench import data
+from onenet_bench.errors import LedgerError, RecipeError
+from onenet_bench.record import Record, usable_cores
+from onenet_bench.search import trial
+from onenet_bench.search.core import Core, Job
+from onenet_bench.search.trial import Ended, Epoch, Event, Started, Work
+from onenet_bench.task import Task
+
+CarryOut = Callable[[Work, Callable[[Mapping[str, Any]], bool]], Record]
+
+MARK = ".driver"
+"""The file in a run's folder by which a node knows that it sees the driver's own."""
+
+IN_STORE = 2 * 2**30
+"""Bytes of pixels that travel through Ray's object store, once to a node; a node opens larger data for itself."""
+
+NODE_DIED = "its node has died"
+"""What Ray says of a process that did not end alone."""
+
+QUIET = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # silences a warning
+    "RAY_AIR_NEW_OUTPUT": "0",  # no tables
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C is the sweep's
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_GLOBAL_CHECKPOINT_S": "1000000000",  # Tune's own state is never read
+}
+"""The driver's environment while Tune runs."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Cluster:
+    """Where trials run, and what each of them takes.
+
+    ``address`` None starts a Ray of our own on this machine, which ends with the run; "auto" or HOST:PORT takes one
+    that runs. ``cpus`` of a trial are as many as its threads where None. ``gpus`` may be a part of one, for nets so
+    small that several share it; None = one where the device is a GPU.
+    """
+
+    address: str | None = None
+    cpus: float | None = None
+    gpus: float | None = None
+    dashboard: bool = False
+
+    def __post_init__(self) -> None:
+        if self.address is not None and "://" in self.address:
+            raise RecipeError(
+                f"the driver must be a process of the Ray cluster, but {self.address} is a door for clients, through "
+                "which Tune would run away from the run's ledger; start the sweep on a machine of the cluster, with "
+                "--address auto or HOST:PORT"
+            )
+        for name in ("cpus", "gpus"):
+            if (value := getattr(self, name)) is not None and not 0 <= value < math.inf:
+                raise RecipeError(f"a trial takes 0 or more {name.upper()[:-1]}s, but got {value:g}")
+        if self.gpus is not None and self.gpus > 1 and self.gpus != int(self.gpus):
+            raise RecipeError(f"a trial takes a part of one GPU or whole ones, but got {self.gpus:g}")
+
+
+def run(
+    core: Core, folder: Path, *, workers: int | None, threads: int, device: str, heard: Callable[[Event], None],
+    cluster: Cluster | None = None, limit_s: float | None = None, carry_out: CarryOut | None = None,
+) -> None:  # fmt: skip
+    """Train what ``core`` asks for until it asks for nothing more, ``workers`` at a time, or as many as fit.
+
+    A trial that takes longer than ``limit_s`` seconds, counted anew each time that it is begun or gone on with, is
+    killed. ``carry_out`` is what a trial's process does with its Work, if not a training; it must be importable there.
+
+    On KeyboardInterrupt, or any other exception, the running trials are ended and stay open in the ledger.
+
+    Raises:
+        RecipeError: Ray is not installed, the cluster is not there, or it cannot hold a single trial.
+        LedgerError: the disk is full.
+    """
+    if importlib.util.find_spec("ray") is None:
+        raise RecipeError("the Ray engine needs Ray, which is not installed: pip install 'onenet-bench[ray]'")
+    if device.startswith("cuda:"):
+        raise RecipeError(f"Ray hands out the GPUs itself, but got --device {device}; use --device cuda")
+    cluster = cluster or Cluster()
+    takes = {
+        "CPU": float(threads) if cluster.cpus is None else cluster.cpus,
+        "GPU": float(device == "cuda") if cluster.gpus is None else cluster.gpus,
+    }
+    variables = {**trial.ENVIRONMENT, "OMP_NUM_THREADS": str(threads)}
+    variables = {name: os.environ.get(name, value) for name, value in variables.items()}
+    wanted = workers or max(1, usable_cores() // threads)
+    folder = folder.resolve()
+    with _scratch() as scratch, _environment(QUIET), _ray(cluster, wanted * takes["CPU"], variables, scratch):
+        most = _capacity(takes)
+        driver = _Driver(
+            core=core, folder=folder, threads=threads, device=device, heard=heard, workers=min(workers or most, most),
+            remote=cluster.address is not None, limit_s=limit_s,
+        )  # fmt: skip
+        mark = secrets.token_hex(8)
+        (folder / MARK).write_text(mark)
+        try:
+            _tune(driver, mark, takes, scratch, carry_out)
+        finally:
+            (folder / MARK).unlink(missing_ok=True)
+
+
+# The driver's side -------------------------------------------------------------------------------------------
+
+
+@dataclass(kw_only=True)
+class _Driver:
+    """The core's end of the conversation. ``live`` are the trials in Tune's hands, by the names it gave them."""
+
+    core: Core
+    folder: Path
+    workers: int
+    threads: int
+    device: str
+    heard: Callable[[Event], None]
+    remote: bool  # there may be nodes that do not see the folder
+    limit_s: float | None
+    desk: Any = None
+    live: dict[str, Job] = field(default_factory=dict)
+    histories: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    begun: dict[str, float] = field(default_factory=dict)
+    waiting: bool = False  # the core had nothing, and has heard nothing since
+    error: BaseException | None = None  # the first that the core raised: Tune wraps them, or only logs them
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}  # Tune writes down what it is made of, for a restoring that never happens
+
+    @contextmanager
+    def _noting(self) -> Iterator[None]:
+        try:
+            yield
+        except BaseException as error:
+            self.error = self.error or error
+            raise
+
+    def ask(self, name: str) -> dict[str, Any] | None:
+        """What the next trial needs, which Tune calls ``name``; None where there is nothing now."""
+        if len(self.live) >= self.workers or (self.waiting and self.live):
+            return None
+        with self._noting():
+            job = self.core.ask()
+            self.waiting = job is None
+            if job is None:
+                return None
+            self.live[name], self.histories[name] = job, []
+            asked = trial.work(self.core, job, self.folder, device=self.device, threads=self.threads)
+            self.heard(Started(job))
+            files = _states(self.folder, job.trial) if self.remote else {}
+            return {"name": name, "asked": asked, "files": files, "limit_s": self.limit_s}
+
+    def hear(self, name: str, kind: str, content: Any, files: Mapping[str, bytes]) -> None:
+        """One message of one trial, and what it has left behind on its node."""
+        job, history = self.live[name], self.histories[name]
+        self.waiting = False
+        with self._noting():
+            _unpack(self.folder, files)
+            if kind == "begun":
+                self.begun[name] = time.monotonic()
+            elif kind == "epoch":
+                if not history or content["epoch"] > history[-1]["epoch"]:
+                    history.append(content)
+                self.desk.say.remote(name, content["epoch"], self.core.report(job.trial, content))
+                self.heard(Epoch(job, content))
+            elif kind == "full":
+                raise LedgerError(content)
+            elif kind == "record":
+                self._end(name, Record.from_dict(content))
+            else:
+                self._end(name, trial.failed(self.core, job, content, history))
+
+    def lost(self, name: str, said: str) -> None:
+        """A trial's process has died; ``said`` is Ray's account of it."""
+        job = self.live.get(name)
+        if job is None:  # after its last word
+            return
+        self.waiting = False
+        with self._noting():
+            if NODE_DIED in said and self.core.lost(job.trial, "its node died"):
+                self._forget(name)
+                return
+            late = self.limit_s is not None and time.monotonic() - self.begun.get(name, math.inf) >= self.limit_s
+            reason = f"it took longer than the limit of {self.limit_s:g} s" if late else _death(said)
+            self._end(name, trial.failed(self.core, job, reason, self.histories[name]))
+
+    def _end(self, name: str, record: Record) -> None:
+        self.core.tell(record)
+        trial.tidy(self.folder, record)
+        self._forget(name)
+        self.heard(Ended(record))
+
+    def _forget(self, name: str) -> None:
+        del self.live[name], self.histories[name]
+        self.begun.pop(name, None)
+
+
+def _death(said: str) -> str:
+    if "OutOfMemoryError" in said or "running low on memory" in said:
+        return "out of memory: Ray ended its process because the node's memory ran out"
+    if NODE_DIED in said:
+        return "its node died, and those that had it before did too"
+    found = re.search(r"Worker exit detail: (.*?)\. Some common causes", said, re.DOTALL)
+    detail = found[1] if found else (said.strip().splitlines() or ["no word of why"])[-1][:300]
+    return f"its process was ended, as the system does when memory runs out ({detail})"
+
+
+def _tune(
+    driver: _Driver, mark: str, takes: Mapping[str, float], scratch: Path, carry_out: CarryOut | None
+) -> None:  # fmt: skip
+    """Run a fresh Tuner whose every decision is the driver's."""
+    import ray
+    from ray import tune
+    from ray.tune.schedulers import FIFOScheduler, TrialScheduler
+    from ray.tune.search import Searcher
+
+    class Proposals(Searcher):  # type: ignore[misc]
+        def suggest(self, trial_id: str) -> Any:
+            asked = driver.ask(trial_id)
+            return Searcher.FINISHED if asked is None and not driver.live else asked
+
+        def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None:
+            """Its record came with its last word."""
+
+        def save(self, checkpoint_path: str) -> None:
+            """The ledger is the only truth."""
+
+        def restore(self, checkpoint_path: str) -> None:
+            """The ledger is the only truth."""
+
+    class Decisions(FIFOScheduler):  # type: ignore[misc]
+        def on_trial_result(self, tune_controller: Any, trial: Any, result: Mapping[str, Any]) -> str:
+            if trial.trial_id in driver.live:
+                driver.hear(trial.trial_id, *result["said"])
+            return str(TrialScheduler.CONTINUE)  # a trial that is to stop ends by itself, with a record and a state
+
+        def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
+            with open(trial.error_file, encoding="utf-8") as file:
+                driver.lost(trial.trial_id, file.read())
+
+    class Forgetting(tune.Callback):  # type: ignore[misc]
+        def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: dict[str, Any], **_: Any) -> None:
+            result["said"] = None  # else Tune would keep every trial's last word
+
+    here = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
+        ray.get_runtime_context().get_node_id(), soft=False
+    )
+    driver.desk = ray.remote(_Desk).options(num_cpus=0, max_concurrency=10_000, scheduling_strategy=here).remote()
+    splits = None if carry_out else _pixels(driver.core.search.task)
+    carried = tune.with_parameters(_carry_out, carry_out=carry_out, splits=splits, desk=driver.desk, mark=mark)
+    tuner = tune.Tuner(
+        tune.with_resources(carried, {name.lower(): amount for name, amount in takes.items()}),
+        tune_config=tune.TuneConfig(
+            search_alg=Proposals(), scheduler=Decisions(), num_samples=-1, reuse_actors=True,
+            trial_name_creator=_name, trial_dirname_creator=_name,
+        ),
+        run_config=tune.RunConfig(name="tune", storage_path=str(scratch), verbose=0, callbacks=[Forgetting()]),
+    )  # fmt: skip
+    logger = logging.getLogger("ray")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        with open(os.devnull, "w", encoding="utf-8") as nowhere, redirect_stdout(nowhere):
+            tuner.fit()
+    except Exception:
+        if driver.error is not None:
+            raise driver.error from None
+        raise
+    finally:
+        logger.setLevel(level)
+
+
+def _name(tuned: Any) -> str:
+    return str(tuned.trial_id)
+
+
+def _pixels(task: Task) -> data.Splits | None:
+    """The task's pixels as Ray can share them: plain arrays. None where there are too many."""
+    splits = data.load(task)
+    parts = {name: getattr(splits, name) for name in ("train", "validation", "test")}
+    if sum(part.images.nbytes + part.masks.nbytes for part in parts.values()) > IN_STORE:
+        return None
+    return data.Splits(
+        **{
+            name: replace(part, images=np.asarray(part.images), masks=np.asarray(part.masks))
+            for name, part in parts.items()
+        }
+    )
+
+
+# The trial's side --------------------------------------------------------------------------------------------
+
+
+class _Desk:
+    """Where a trial hears whether to go on: Tune brings its messages to the driver, and takes no answer back."""
+
+    def __init__(self) -> None:
+        self._answers: dict[tuple[str, int], asyncio.Future[bool]] = {}
+
+    def _answer(self, name: str, epoch: int) -> asyncio.Future[bool]:
+        return self._answers.setdefault((name, epoch), asyncio.get_running_loop().create_future())
+
+    async def say(self, name: str, epoch: int, go_on: bool) -> None:
+        self._answer(name, epoch).set_result(go_on)
+
+    async def hear(self, name: str, epoch: int) -> bool:
+        go_on = await self._answer(name, epoch)
+        del self._answers[name, epoch]
+        return go_on
+
+
+def _carry_out(
+    config: Mapping[str, Any], *, carry_out: CarryOut | None, splits: data.Splits | None, desk: Any, mark: str
+) -> None:  # fmt: skip
+    """A trial, in a process of Ray's."""
+    import ray
+    from ray import tune
+
+    name: str = config["name"]
+    with _workplace(config["asked"], mark, config["files"]) as (asked, luggage):
+
+        def say(kind: str, content: Any) -> None:
+            tune.report({"said": (kind, content, luggage())})
+
+        def on_epoch(progress: Mapping[str, Any]) -> bool:
+            say("epoch", dict(progress))
+            return bool(ray.get(desk.hear.remote(name, progress["epoch"])))
+
+        if config["limit_s"] is not None:
+            say("begun", None)
+            signal.setitimer(signal.ITIMER_REAL, config["limit_s"])  # whose signal ends the process, whatever it does
+        said: tuple[str, Any]
+        try:
+            record = carry_out(asked, on_epoch) if carry_out else trial.carry_out(asked, on_epoch, splits)
+            said = "record", record.to_dict()
+        except LedgerError as error:
+            said = "full", str(error)
+        except Exception as error:  # noqa: BLE001  the border of the process: one bad trial must not end the sweep
+            said = "lost", trial.crash(error)
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        say(*said)
+    if asked.device != "cpu":
+        import torch
+
+        torch.cuda.empty_cache()  # the process stays, and others share the GPU
+
+
+@contextmanager
+def _workplace(
+    asked: Work, mark: str, files: Mapping[str, bytes]
+) -> Iterator[tuple[Work, Callable[[], dict[str, bytes]]]]:
+    """Where a trial works, and what of it has to travel each time that it is asked.
+
+    In the run's folder nothing has to. Elsewhere ``files`` are what the trial left when it ran before.
+    """
+    seen = None
+    with suppress(OSError):
+        seen = Path(asked.folder, MARK).read_text()
+    if seen == mark:
+        yield asked, dict
+        return
+    with tempfile.TemporaryDirectory(prefix="onenet-trial-") as folder:
+        _unpack(Path(folder), files)
+        packed = _stamps(Path(folder))
+
+        def luggage() -> dict[str, bytes]:
+            now = _stamps(Path(folder))
+            fresh = [place for place, stamp in now.items() if packed.get(place) != stamp]
+            packed.update(now)
+            return {place: Path(folder, place).read_bytes() for place in fresh}
+
+        yield replace(asked, folder=folder), luggage
+
+
+def _stamps(folder: Path) -> dict[str, tuple[int, int]]:
+    """Size and time of change of every file that is whole, by its place below ``folder``."""
+    paths = (path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))
+    return {path.relative_to(folder).as_posix(): (path.stat().st_size, path.stat().st_mtime_ns) for path in paths}
+
+
+def _states(folder: Path, number: int) -> dict[str, bytes]:
+    """The checkpoint that trial ``number`` has left in the run's folder."""
+    places = (folder / trial.state(number)).glob("[!.]*")
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in places}
+
+
+def _unpack(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Put ``files`` below ``folder``, each whole or not at all."""
+    for place, content in files.items():
+        path = folder / place
+        path.parent.mkdir(parents=True, exist_ok=True)
+        half_written = path.with_name(f".{path.name}.part")
+        half_written.write_bytes(content)
+        os.replace(half_written, path)
+
+
+# Ray ---------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _scratch() -> Iterator[Path]:
+    """A private folder for Ray's sockets and logs, whose path is short, since that of a socket has to be."""
+    home = os.environ.get("RAY_TMPDIR", "/tmp")
+    with tempfile.TemporaryDirectory(dir=home, prefix="onenet-ray-", ignore_cleanup_errors=True) as folder:
+        yield Path(folder)
+
+
+@contextmanager
+def _ray(cluster: Cluster, cpus: float, variables: Mapping[str, str], scratch: Path) -> Iterator[None]:
+    """Ray, started with ``cpus`` for our own trials or found at its address, until the block ends."""
+    own = cluster.address is None
+    with _environment(_token(scratch) if own else {}):
+        import ray
+        from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
+
+        Config.initialize(
+            ""
+        )  # Ray reads its environment on import, and its secret once; both may have been for another
+        AuthenticationTokenLoader.instance().reset_cache()
+        asked: dict[str, Any] = {"address": cluster.address}
+        if own:
+            asked = {
+                "address": "local", "num_cpus": max(1, math.ceil(cpus)), "include_dashboard": cluster.dashboard,
+                "_temp_dir": str(scratch),
+            }  # fmt: skip
+        try:
+            ray.init(
+                **asked, log_to_driver=False, configure_logging=False, runtime_env={"env_vars": dict(variables)}
+            )  # fmt: skip
+        except (ConnectionError, ray.exceptions.RayError, RuntimeError, ValueError) as error:
+            where = "on this machine" if own else f"at {cluster.address}"
+            said = " ".join(str(error).split())[:300]
+            raise RecipeError(
+                f"the Ray engine needs a Ray {where}, but it cannot be reached ({type(error).__name__}: {said}); "
+                "see that it runs and that RAY_AUTH_MODE and RAY_AUTH_TOKEN_PATH are its own, or leave out --address"
+            ) from error
+        try:
+            yield
+        finally:
+            ray.shutdown()
+
+
+def _token(scratch: Path) -> dict[str, str]:
+    """The environment of a Ray that wants a throwaway secret of who talks to it: its ports are open to the network."""
+    path = scratch / "token"
+    path.touch(mode=0o600)
+    path.write_text(secrets.token_hex(32))
+    return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(path)}
+
+
+def _capacity(takes: Mapping[str, float]) -> int:
+    """How many trials that take so much run at once. Raises RecipeError where none does."""
+    import ray
+
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    asked = {name: amount for name, amount in takes.items() if amount}
+    most = sum(
+        min((int(node.get(name, 0) / amount + 1e-9) for name, amount in asked.items()), default=1) for node in nodes
+    )
+    if not most:
+        has = ", ".join(f"{max((node.get(name, 0) for node in nodes), default=0):g} {name}s" for name in asked)
+        raise RecipeError(
+            f"a trial must fit on a node, but it takes {', '.join(f'{a:g} {n}s' for n, a in asked.items())}, and the "
+            f"largest has {has}; ask for less with --cpus-per-trial, --gpus-per-trial or --threads"
+        )
+    return most
+
+
+@contextmanager
+def _environment(values: Mapping[str, str]) -> Iterator[None]:
+    """``values`` in the environment while the block runs."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value

@@ -1,0 +1,50 @@
+"""A warm start: what an earlier run has trained is known to a new search from its beginning.
+
+The Records travel in the new run's header, so that a resumed search knows them too, whatever became of the old run.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from onenet_bench import ledger
+from onenet_bench.errors import SpaceError
+from onenet_bench.record import Record, Status
+
+if TYPE_CHECKING:
+    from onenet_bench.search.core import Search
+
+
+def earlier(run: Path, search: Search) -> tuple[Record, ...]:
+    """The Records of the nets that ``run`` has trained, for ``search``: without histories and pictures.
+
+    Raises SpaceError where the run trained other nets, on other data or in another way; its seed, budget and
+    objectives may differ. Raises LedgerError where there is no run.
+    """
+    if search.sampler != "frontier":
+        raise SpaceError(f"a warm start needs the sampler frontier, but got {search.sampler}; choose frontier")
+    events = ledger.read(run)
+    theirs, ours = _asked(events[0]), _asked(search.to_dict())
+    for what in ours:
+        if theirs[what] != ours[what]:
+            raise SpaceError(
+                f"a warm start needs a run over the same space, task and recipe, but the {what} of {run} is another; "
+                f"choose another run, or search as it did"
+            )
+    before = map(Record.from_dict, events[0].get("earlier", ()))
+    return tuple(
+        replace(record, history=(), per_class={}, artifacts={})
+        for record in (*before, *ledger.records(events))
+        if record.status is not Status.REJECTED
+    )
+
+
+def _asked(header: dict[str, Any]) -> dict[str, Any]:
+    """What decides a score, of a run's header."""
+    return {
+        "space": {name: header["space"][name] for name in ("choices", "net")},
+        "task": header["task"],
+        "recipe": {name: value for name, value in header["recipe"].items() if name != "seed"},
+    }

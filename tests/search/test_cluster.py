@@ -1,0 +1,451 @@
+"""The Ray engine, on Rays of its own and on a cluster of two nodes that can be killed.
+
+Most trials here train nothing: ``fake`` reports epochs and leaves a state, as a training does.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from onenet_bench import costs, data, ledger
+from onenet_bench.errors import LedgerError, RecipeError
+from onenet_bench.ledger import Ledger
+from onenet_bench.models import load_checkpoint
+from onenet_bench.recipe import Recipe
+from onenet_bench.record import SCHEMA, Machine, Record, Status
+from onenet_bench.search import cluster, local, trial
+from onenet_bench.search.cluster import Cluster
+from onenet_bench.search.core import Core, Search
+from onenet_bench.search.trial import Ended, Epoch, Event, Work
+from onenet_bench.space import SearchSpace
+from onenet_bench.spec import NetSpec
+from onenet_bench.task import Task
+
+ROOT = Path(__file__).parent.parent.parent
+
+SPACE = SearchSpace.from_dict(
+    {
+        "name": "tiny",
+        "objectives": ["miou", "parameters"],
+        "choices": {"width": [2, 3, 4, 5, 6, 7, 8], "kind": ["conv2d", "onenet1d"], "depth": [1, 2, 3]},
+        "net": {"depth": "$depth", "width": "$width", "encoder": "$kind"},
+    }
+)
+
+
+def search(trials: int, **changes: Any) -> Search:
+    task = data.open_task("synthetic", resolution=32, train=8, validation=4, test=4)
+    made = Search(
+        space=SPACE, task=task, recipe=Recipe(epochs=9, batch=4), objectives=SPACE.objectives, budget=(),
+        sampler="grid", seed=0, trials=trials, fidelity="off",
+    )  # fmt: skip
+    return replace(made, **changes)
+
+
+def carry_out(wanted: Search, folder: Path, engine: Callable[..., None], **asked: Any) -> Core:
+    """Begin a run, or go on with the one in ``folder``."""
+    new = not (folder / ledger.FILE).exists()
+    with Ledger(folder, create=new) as book:
+        events = [] if new else ledger.read(folder)[1:]
+        if new:
+            book.append("run", {"schema": SCHEMA, **wanted.to_dict()})
+        core = Core(book, events, wanted)
+        engine(core, folder, **{"workers": 1, "threads": 1, "device": "cpu", "heard": lambda event: None, **asked})
+    return core
+
+
+def fake(asked: Work, on_epoch: Callable[[Mapping[str, Any]], bool], seconds: float = 0.0) -> Record:
+    """Nine epochs of a made-up score, from where the trial's state says."""
+    spec, task, recipe = NetSpec.from_dict(asked.spec), Task.from_dict(asked.task), Recipe.from_dict(asked.recipe)
+    state = Path(asked.folder) / trial.state(asked.trial) / "state"
+    state.parent.mkdir(parents=True, exist_ok=True)
+    done = int(state.read_text()) if state.exists() else 0
+    counted = costs.count(spec, task.resolution, batch=recipe.batch)
+    best = float(np.random.default_rng(int(spec.digest(), 16)).uniform(0.3, 0.9))
+    history: list[dict[str, Any]] = []
+    go_on = True
+    for epoch in range(1, 10):
+        history.append({"epoch": epoch, "step": epoch, "loss": 1.0, "seconds": float(epoch), "miou": best * epoch / 9})
+        if epoch > done:
+            time.sleep(seconds)
+            go_on = on_epoch(history[-1])
+            state.write_text(str(epoch))
+        if not go_on:
+            break
+    here = Path(asked.folder) / "predictions" / f"{asked.trial:04d}.npz"
+    here.parent.mkdir(exist_ok=True)
+    here.write_text(f"trial {asked.trial}, gone on from epoch {done}")
+    return Record(
+        trial=asked.trial, spec=spec, choices=asked.choices, task=task, recipe=recipe, machine=Machine.here(),
+        status=Status.COMPLETE if go_on else Status.STOPPED, costs=counted, scores={"miou": history[-1]["miou"]},
+        history=tuple(history), artifacts={"predictions": f"predictions/{asked.trial:04d}.npz"},
+    )  # fmt: skip
+
+
+def slow(asked: Work, on_epoch: Callable[[Mapping[str, Any]], bool]) -> Record:
+    return fake(asked, on_epoch, 0.15)
+
+
+def faulty(asked: Work, on_epoch: Callable[[Mapping[str, Any]], bool]) -> Record:
+    """What can go wrong in a process, by the trial's number."""
+    if asked.trial == 1:
+        raise ValueError("an exception  in\nthe trial")
+    if asked.trial == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+    if asked.trial == 3:
+        on_epoch({"epoch": 1, "step": 1, "loss": 1.0, "seconds": 1.0, "miou": 0.5})
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+        time.sleep(1000)
+    return fake(asked, on_epoch)
+
+
+def full(asked: Work, on_epoch: Callable[[Mapping[str, Any]], bool]) -> Record:
+    raise LedgerError("no room")
+
+
+def accounted(folder: Path, trials: int) -> list[Record]:
+    """The records of a run that is over, every asked trial exactly once."""
+    events = ledger.read(folder)
+    asked = [event["trial"] for event in events if event["event"] == "ask"]
+    rows = ledger.records(events)
+    assert Counter(asked) == Counter(row.trial for row in rows)
+    assert len(set(asked)) == len(asked)
+    assert sum(row.status is not Status.REJECTED for row in rows) == trials
+    return rows
+
+
+def bare(folder: Path) -> list[dict[str, Any]]:
+    """The events of a run without what belongs to the moment."""
+
+    def strip(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {k: strip(v) for k, v in value.items() if k not in ("seconds", "provenance", "machine", "time")}
+        return [strip(v) for v in value] if isinstance(value, list) else value
+
+    return [strip(event) for event in ledger.read(folder)]
+
+
+# Processes ---------------------------------------------------------------------------------------------------
+
+
+def parents() -> dict[int, int]:
+    """Every process that is no zombie, and its parent."""
+    found = {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, parent = path.read_text().rpartition(")")[2].split()[:2]
+        except OSError:  # it has just ended
+            continue
+        if state != "Z":
+            found[int(path.parent.name)] = int(parent)
+    return found
+
+
+def below(pid: int) -> list[int]:
+    """The processes that ``pid`` has started, and those that they have."""
+    found, new = [], [pid]
+    table = parents()
+    while new:
+        new = [child for child, parent in table.items() if parent in new]
+        found += new
+    return found
+
+
+def kill(pids: list[int]) -> None:
+    for pid in pids:
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            continue
+    deadline = time.monotonic() + 20
+    while set(pids) & parents().keys():
+        assert time.monotonic() < deadline, f"{set(pids) & parents().keys()} did not end"
+        time.sleep(0.05)
+
+
+def is_raylet(pid: int) -> bool:
+    return Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[0].endswith(b"/raylet")
+
+
+class Nodes:
+    """A Ray cluster of two nodes with a CPU each, on this machine."""
+
+    def __init__(self, scratch: Path) -> None:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.address = f"127.0.0.1:{free.getsockname()[1]}"
+        token = scratch / "token"
+        token.touch(mode=0o600)
+        token.write_text("0123456789abcdef" * 4)
+        self.environment = {
+            "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token), "RAY_USAGE_STATS_ENABLED": "0",
+            # a node that refuses connections counts as dead after two seconds, not after fifteen; a slow one does not
+            "RAY_health_check_initial_delay_ms": "0", "RAY_health_check_period_ms": "500",
+            "RAY_health_check_timeout_ms": "20000", "RAY_health_check_failure_threshold": "4",
+        }  # fmt: skip
+        self._scratch = scratch
+        self._started: list[subprocess.Popen[bytes]] = []
+        try:
+            self.head = self._start(
+                "--head", f"--port={self.address.split(':')[1]}", "--include-dashboard=false", f"--temp-dir={scratch}"
+            )
+            self.other = self.add()
+        except BaseException:
+            self.end()
+            raise
+
+    def add(self) -> int:
+        """Another node; the process that started it."""
+        return self._start(f"--address={self.address}")
+
+    def _start(self, *words: str) -> int:
+        said = self._scratch / f"said-{len(self._started)}.txt"
+        with said.open("wb") as file:
+            command = [str(Path(sys.executable).with_name("ray")), "start", "--block", "--num-cpus=1", *words]
+            started = subprocess.Popen(
+                command, stdout=file, stderr=file, env={**os.environ, **self.environment, "PYTHONPATH": str(ROOT)}
+            )
+        self._started.append(started)
+        deadline = time.monotonic() + 120
+        while b"Ray runtime started" not in said.read_bytes():
+            assert started.poll() is None, said.read_text()
+            assert time.monotonic() < deadline, said.read_text()
+            time.sleep(0.1)
+        return started.pid
+
+    def kill_raylet(self, pid: int) -> None:
+        """What a machine that loses its power does to its Ray."""
+        raylet = next(child for child in below(pid) if is_raylet(child))
+        kill([raylet, *below(raylet)])
+
+    def end(self) -> None:
+        pids = [pid for started in self._started for pid in (started.pid, *below(started.pid))]
+        kill(pids)
+        for started in self._started:
+            started.wait()
+
+
+@pytest.fixture(scope="module")
+def nodes() -> Iterator[Nodes]:
+    before = set(below(os.getpid()))
+    with cluster._scratch() as scratch:
+        made = Nodes(scratch)
+        try:
+            with cluster._environment(made.environment):
+                yield made
+        finally:
+            made.end()
+    assert not [pid for pid in below(os.getpid()) if pid not in before and b"ray" in command(pid)]
+
+
+def command(pid: int) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return b""
+
+
+# The same core -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_a_run_of_its_own_ray_ends_as_one_of_the_local_engine(tmp_path: Path) -> None:
+    """Real trainings; Ray's processes are gone afterwards, and so is what it wrote."""
+    wanted = search(3, recipe=Recipe(epochs=2, batch=4))
+    before = set(below(os.getpid()))
+    ours = carry_out(wanted, tmp_path / "ray", cluster.run)
+    assert ours.ended == "3 candidates were trained"
+    assert not [pid for pid in below(os.getpid()) if pid not in before and b"ray" in command(pid)]
+    carry_out(wanted, tmp_path / "local", local.run)
+    assert [row.status for row in accounted(tmp_path / "ray", 3)] == [Status.COMPLETE] * len(ours.records)
+    assert bare(tmp_path / "ray") == bare(tmp_path / "local")
+
+    def files(folder: Path) -> dict[str, bytes]:
+        return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.glob("[pw]*/*")}
+
+    found = files(tmp_path / "ray")
+    assert found.keys() == files(tmp_path / "local").keys()
+    assert len(found) == 6
+    assert {path.name for path in (tmp_path / "ray").iterdir()} == {
+        path.name for path in (tmp_path / "local").iterdir()
+    }
+
+
+@pytest.mark.slow
+def test_stopping_and_promoting_are_the_same_too(tmp_path: Path, nodes: Nodes) -> None:
+    wanted = search(24, fidelity="auto")
+    carry_out(wanted, tmp_path / "ray", cluster.run, cluster=Cluster(address=nodes.address), carry_out=fake)
+    carry_out(wanted, tmp_path / "local", local.run, carry_out=fake)
+    events = Counter(event["event"] for event in ledger.read(tmp_path / "ray"))
+    assert events["pause"] > 3
+    assert events["promote"] > 0
+    assert bare(tmp_path / "ray") == bare(tmp_path / "local")
+
+
+@pytest.mark.slow
+def test_what_goes_wrong_in_a_trial_is_a_failed_record(tmp_path: Path, nodes: Nodes) -> None:
+    heard: list[Event] = []
+    carry_out(
+        search(5), tmp_path / "run", cluster.run, cluster=Cluster(address=nodes.address), carry_out=faulty, limit_s=2.0,
+        heard=heard.append,
+    )  # fmt: skip
+    rows = {row.trial: row for row in accounted(tmp_path / "run", 5)}
+    failed = {number: row.reason for number, row in rows.items() if row.status is Status.FAILED}
+    assert failed.keys() == {1, 2, 3}
+    assert failed[1] == "ValueError: an exception in the trial"
+    assert failed[2].startswith("its process was ended")
+    assert failed[3] == "it took longer than the limit of 2 s"
+    assert [row["epoch"] for row in rows[3].history] == [1]
+    assert [event.record.trial for event in heard if isinstance(event, Ended)] == [*rows]
+
+
+@pytest.mark.slow
+def test_a_full_disk_ends_the_run_in_one_sentence(tmp_path: Path, nodes: Nodes) -> None:
+    with pytest.raises(LedgerError, match=r"^no room$"):
+        carry_out(search(5), tmp_path / "run", cluster.run, cluster=Cluster(address=nodes.address), carry_out=full)
+
+
+@pytest.mark.slow
+def test_nodes_that_do_not_see_the_folder_send_what_they_leave(
+    tmp_path: Path, nodes: Nodes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Real trainings. The driver's mark has another name here, so that nobody finds it."""
+    wanted = search(2, recipe=Recipe(epochs=2, batch=4))
+    with monkeypatch.context() as patch:
+        patch.setattr(cluster, "MARK", ".elsewhere")
+        patch.setattr(trial, "SAVED_EVERY", 0.0)
+        core = carry_out(wanted, tmp_path / "ray", cluster.run, cluster=Cluster(address=nodes.address))
+    carry_out(wanted, tmp_path / "local", local.run)
+    assert bare(tmp_path / "ray") == bare(tmp_path / "local")
+    for row in core.records:
+        net, _ = load_checkpoint(tmp_path / "ray" / row.artifacts["weights"])
+        assert net.spec == row.spec
+        assert np.load(tmp_path / "ray" / row.artifacts["predictions"])["predictions"].shape == (4, 32, 32)
+    assert not list((tmp_path / "ray" / "checkpoints").iterdir())
+
+
+# Interruptions -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_ctrl_c_leaves_a_run_that_either_engine_goes_on_with(tmp_path: Path, nodes: Nodes) -> None:
+    def impatient(event: Event) -> None:
+        if isinstance(event, Epoch) and event.job.trial == 2 and event.progress["epoch"] == 4:
+            signal.raise_signal(signal.SIGINT)
+
+    wanted = search(6)
+    with pytest.raises(KeyboardInterrupt):
+        carry_out(
+            wanted, tmp_path / "run", cluster.run, cluster=Cluster(address=nodes.address), carry_out=slow,
+            heard=impatient,
+        )  # fmt: skip
+    assert [row.trial for row in ledger.records(ledger.read(tmp_path / "run"))] == [0, 1]
+    carry_out(wanted, tmp_path / "run", local.run, carry_out=slow)
+    rows = accounted(tmp_path / "run", 6)
+    left = {row.trial: (tmp_path / "run" / row.artifacts["predictions"]).read_text() for row in rows if row.artifacts}
+    assert left[2] in ("trial 2, gone on from epoch 3", "trial 2, gone on from epoch 4")
+    assert left[3] == "trial 3, gone on from epoch 0"
+
+
+def drive(folder: str, address: str, trials: int) -> None:
+    """A driver, as a process of its own."""
+    carry_out(search(trials), Path(folder), cluster.run, cluster=Cluster(address=address), workers=2, carry_out=slow)
+
+
+def start_driver(folder: Path, nodes: Nodes, trials: int) -> subprocess.Popen[bytes]:
+    code = f"from tests.search.test_cluster import drive; drive({str(folder)!r}, {nodes.address!r}, {trials})"
+    return subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, env={**os.environ, **nodes.environment})
+
+
+def told(folder: Path) -> int:
+    path = folder / ledger.FILE
+    return path.read_bytes().count(b'{"event":"tell"') if path.exists() else 0
+
+
+@pytest.mark.slow
+def test_a_killed_driver_loses_nothing(tmp_path: Path, nodes: Nodes) -> None:
+    driver = start_driver(tmp_path / "run", nodes, 8)
+    try:
+        deadline = time.monotonic() + 120
+        while told(tmp_path / "run") < 3:
+            assert driver.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+    finally:
+        kill([driver.pid, *below(driver.pid)])
+        driver.wait()
+    finished = {row.trial: row for row in ledger.records(ledger.read(tmp_path / "run"))}
+    shutil.copytree(tmp_path / "run", tmp_path / "copy")
+    carry_out(search(8), tmp_path / "run", cluster.run, cluster=Cluster(address=nodes.address), carry_out=slow)
+    carry_out(search(8), tmp_path / "copy", local.run, workers=2, carry_out=slow)
+    for folder in (tmp_path / "run", tmp_path / "copy"):
+        rows = {row.trial: row for row in accounted(folder, 8)}
+        assert {number: rows[number] for number in finished} == finished
+
+
+@pytest.mark.slow
+def test_a_node_that_dies_takes_no_trial_with_it(tmp_path: Path, nodes: Nodes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its trial goes on elsewhere from the state that had travelled home. The last test: it breaks the cluster."""
+    monkeypatch.setattr(cluster, "MARK", ".elsewhere")
+    killed: list[str] = []
+
+    def murderous(event: Event) -> None:
+        heard.append(event)
+        ended = {e.record.trial for e in heard if isinstance(e, Ended)}
+        midway = {e.job.trial for e in heard if isinstance(e, Epoch) and 2 <= e.progress["epoch"] <= 7}
+        if not killed and len(midway - ended) == 2:
+            nodes.kill_raylet(nodes.other)
+            killed.append("")
+
+    heard: list[Event] = []
+    carry_out(
+        search(6), tmp_path / "run", cluster.run, cluster=Cluster(address=nodes.address), workers=2, carry_out=slow,
+        heard=murderous,
+    )  # fmt: skip
+    rows = accounted(tmp_path / "run", 6)
+    assert killed
+    assert {row.status for row in rows if row.status is not Status.REJECTED} == {Status.COMPLETE}
+    retries = [event for event in ledger.read(tmp_path / "run") if event["event"] == "retry"]
+    assert [(event["reason"], event["attempt"]) for event in retries] == [("its node died", 1)]
+    again = next(row for row in rows if row.trial == retries[0]["trial"])
+    assert again.provenance["retries"] == 1
+    said = (tmp_path / "run" / again.artifacts["predictions"]).read_text()
+    assert int(said.rpartition(" ")[2]) > 0
+    assert [row["epoch"] for row in again.history] == [*range(1, 10)]
+
+
+# Refusals ----------------------------------------------------------------------------------------------------
+
+
+def test_what_cannot_work_is_refused_in_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(RecipeError, match=r"ray://far:10001 is a door for clients.* --address auto or HOST:PORT$"):
+        Cluster(address="ray://far:10001")
+    with pytest.raises(RecipeError, match="a trial takes 0 or more CPUs, but got -1"):
+        Cluster(cpus=-1)
+    with pytest.raises(RecipeError, match=r"a part of one GPU or whole ones, but got 1\.5"):
+        Cluster(gpus=1.5)
+    with pytest.raises(RecipeError, match="Ray hands out the GPUs itself, but got --device cuda:1; use --device cuda"):
+        carry_out(search(1), tmp_path / "gpu", cluster.run, device="cuda:1")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(RecipeError, match=r"which is not installed: pip install 'onenet-bench\[ray\]'"):
+        carry_out(search(1), tmp_path / "none", cluster.run)
+
+
+@pytest.mark.slow
+def test_a_trial_that_fits_on_no_node_is_refused(tmp_path: Path, nodes: Nodes) -> None:
+    with pytest.raises(RecipeError, match=r"it takes 1 CPUs, 0.25 GPUs, and the largest has 1 CPUs, 0 GPUs"):
+        carry_out(search(1), tmp_path / "run", cluster.run, cluster=Cluster(address=nodes.address, gpus=0.25))

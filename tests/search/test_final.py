@@ -1,0 +1,185 @@
+"""Final trainings: who is trained anew, with which seeds, and how they go on after an interruption.
+
+Scores are made up by an engine that trains nothing; one test trains for real.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from onenet_bench import data, ledger, space
+from onenet_bench.errors import RecipeError
+from onenet_bench.ledger import Ledger
+from onenet_bench.pareto import objectives
+from onenet_bench.recipe import Recipe
+from onenet_bench.record import Machine, Record, Status
+from onenet_bench.report.finals import final_facts
+from onenet_bench.report.tables import read_run
+from onenet_bench.search import final, sweep
+from onenet_bench.search.baselines import baselines
+from onenet_bench.search.core import Core, Search
+from onenet_bench.search.engines import Orders
+from onenet_bench.search.trial import Ended, Event
+
+SPACE = space.SearchSpace.from_dict(
+    {
+        "name": "tiny",
+        "objectives": ["miou", "parameters"],
+        "choices": {"width": [2, 3, 4, 5], "kind": ["conv2d", "onenet1d"]},
+        "net": {"depth": 1, "width": "$width", "encoder": "$kind"},
+        "budget": ["parameters <= 3000"],
+    }
+)
+
+
+def search(trials: int = 6) -> Search:
+    task = data.open_task("synthetic", resolution=32, train=8, validation=4, test=4)
+    return Search(
+        space=SPACE, task=task, recipe=Recipe(epochs=1, batch=4, seed=5), objectives=objectives(["miou", "parameters"]),
+        budget=SPACE.budget, sampler="grid", seed=0, trials=trials, fidelity="off",
+    )  # fmt: skip
+
+
+def pretend(most: int | None = None) -> Callable[..., None]:
+    """An engine that tells made-up scores, and is interrupted after ``most`` of them, with one more in flight."""
+
+    def engine(core: Core | final.Final, folder: Path, *, heard: Callable[[Event], None]) -> None:
+        done = 0
+        while (job := core.ask()) is not None:
+            if done == most:
+                raise KeyboardInterrupt
+            done += 1
+            recipe = job.recipe or core.search.recipe
+            score = (job.costs.parameters % 97) / 100 + recipe.seed / 1000
+            record = Record(
+                trial=job.trial, spec=job.spec, choices=job.choices, task=core.search.task, recipe=recipe,
+                machine=Machine.here(), status=Status.COMPLETE, costs=job.costs, scores={"miou": score},
+                test_scores={"miou": score - 0.01} if job.test else {},
+            )  # fmt: skip
+            core.tell(record)
+            heard(Ended(record))
+
+    return engine
+
+
+def made(run: Path) -> list[Record]:
+    return ledger.records(ledger.read(run / ledger.FINAL))
+
+
+def test_the_front_and_the_baselines_are_trained_with_seeds_that_the_search_has_not_used(tmp_path: Path) -> None:
+    core = sweep.start(search(), tmp_path / "run", pretend(), command="test", final=3)
+    front = read_run(tmp_path / "run").front
+    expected = {r.spec.digest() for r in core.records if r.spec and r.trial in set(front["trial"])}
+    expected |= {b.spec.digest() for b in baselines(core.search)}
+    assert len(expected) > len(front)
+    records = made(tmp_path / "run")
+    assert sorted((r.spec.digest(), r.recipe.seed) for r in records if r.spec) == sorted(
+        (digest, seed) for digest in expected for seed in (6, 7, 8)
+    )
+    assert [r.recipe.seed for r in records] == sorted(r.recipe.seed for r in records)  # every net once, then again
+    assert all(r.test_scores for r in records)
+    assert not any(r.test_scores for r in core.records)
+    facts = final_facts(read_run(tmp_path / "run"))
+    assert facts is not None
+    assert facts.ended
+
+
+def test_without_final_nothing_is_trained_anew(tmp_path: Path) -> None:
+    sweep.start(search(), tmp_path / "run", pretend(), command="test")
+    assert not (tmp_path / "run" / ledger.FINAL).exists()
+
+
+@pytest.mark.parametrize("most", range(0, 6, 2))
+def test_an_interruption_costs_no_training_and_doubles_none(tmp_path: Path, most: int) -> None:
+    run = tmp_path / "run"
+    sweep.start(search(), run, pretend(), command="test")
+    core = sweep.resume(run, pretend(most), trials=None, final=2)
+    assert core.ended == "interrupted"
+    assert len(made(run)) == most
+    core = sweep.resume(run, pretend(), trials=None, final=2)
+    assert core.ended != "interrupted"
+    facts = final_facts(read_run(run))
+    assert facts is not None
+    assert facts.ended
+    asked = [event["trial"] for event in ledger.read(run / ledger.FINAL) if event["event"] == "ask"]
+    assert asked == list(range(len(facts.contestants) * 2))
+    assert sorted(r.trial for r in made(run)) == asked
+
+
+def test_more_seeds_later_train_only_what_is_missing(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    sweep.start(search(), run, pretend(), command="test", final=1)
+    before = len(made(run))
+    sweep.resume(run, pretend(), trials=None, final=3)
+    assert len(made(run)) == 3 * before
+    sweep.resume(run, pretend(0), trials=None, final=2)  # fewer: they are all there already
+    assert len(made(run)) == 3 * before
+
+
+def test_a_front_that_moved_is_trained_too(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    sweep.start(search(trials=1), run, pretend(), command="test", final=1)
+    before = {r.spec.digest() for r in made(run) if r.spec}
+    core = sweep.resume(run, pretend(), trials=7, final=1)
+    after = [r.spec.digest() for r in made(run) if r.spec]
+    assert len(after) == len(set(after))
+    front = set(read_run(run).front["trial"])
+    assert {r.spec.digest() for r in core.records if r.spec and r.trial in front} <= set(after)
+    assert before < set(after)
+
+
+def test_a_machine_that_dies_is_forgiven_twice(tmp_path: Path) -> None:
+    with Ledger(tmp_path / "run", create=True) as book:
+        core = Core(book, [], search(trials=1))
+        pretend()(core, tmp_path, heard=lambda event: None)
+
+        def lose(runs: final.Final, folder: Path) -> None:
+            job = runs.ask()
+            assert job is not None
+            for _ in range(2):
+                assert runs.lost(job.trial, "its node died")
+                again = runs.ask()
+                assert again is not None
+                assert (again.trial, again.spec) == (job.trial, job.spec)
+            assert not runs.lost(job.trial, "its node died")
+            raise KeyboardInterrupt
+
+        done = final.train(core, tmp_path / "run", seeds=1, carry_out=lose)
+        assert done is not None
+        assert done.ended == "interrupted"
+
+
+def test_zero_seeds_are_refused(tmp_path: Path) -> None:
+    with Ledger(tmp_path / "run", create=True) as book, pytest.raises(RecipeError, match="at least one seed"):
+        final.train(Core(book, [], search()), tmp_path, seeds=0, carry_out=lambda runs, folder: None)
+
+
+def test_a_search_without_a_front_has_nobody_to_train(tmp_path: Path) -> None:
+    with Ledger(tmp_path / "run", create=True) as book:
+        core = Core(book, [], search())
+        assert final.train(core, tmp_path / "run", seeds=1, carry_out=lambda runs, folder: None) is None
+
+
+def test_a_search_that_stands_still_ends_and_stays_ended(tmp_path: Path) -> None:
+    asked = replace(search(trials=8), window=1)
+    core = sweep.start(asked, tmp_path / "run", pretend(), command="test")
+    assert "over the last 1 trained candidates" in core.ended
+    assert len(core.records) < 8
+    again = sweep.resume(tmp_path / "run", pretend(), trials=None)
+    assert len(again.records) == len(core.records)
+
+
+@pytest.mark.slow
+def test_real_final_trainings_score_the_test_split(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    sweep.start(search(trials=2), run, Orders(workers=2, threads=1).make(), command="test", final=1)
+    records = made(run)
+    assert records
+    assert all(r.status is Status.COMPLETE for r in records)
+    assert all(0 <= r.test_scores["miou"] <= 1 for r in records)
+    assert any(r.test_scores["miou"] != r.scores["miou"] for r in records)
+    assert all((run / ledger.FINAL / r.artifacts["weights"]).exists() for r in records)

@@ -1,0 +1,123 @@
+"""Tables of whole spaces: which nets, what is kept, and going on with one."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from onenet_bench import costs, data, space
+from onenet_bench.budget import Budget
+from onenet_bench.errors import LedgerError, SpaceError
+from onenet_bench.evaluate import evaluate
+from onenet_bench.recipe import Recipe
+from onenet_bench.record import Status
+from onenet_bench.search import tabulate as tables
+from onenet_bench.search.tabulate import Question, distinct, lines, read, tabulate
+from onenet_bench.space import SearchSpace
+
+SPACE = SearchSpace.from_dict(
+    {
+        "name": "two",
+        "objectives": ["miou", "macs"],
+        "budget": ["macs <= 1M"],
+        "choices": {"width": [2, 3, 64], "kernel": [0, 3]},
+        "net": {"depth": 1, "width": "$width", "encoder": "conv2d", "spatial_kernel": "$kernel", "repeat": 1},
+    }
+)
+RECIPE = Recipe(epochs=2, batch=4, seed=7)
+
+
+def question(*seeds: int, **changes: object) -> Question:
+    task = data.open_task("synthetic", resolution=32, train=4, validation=2, test=1)
+    return replace(Question(space=SPACE, task=task, recipe=RECIPE, seeds=seeds), **changes)  # type: ignore[arg-type]
+
+
+def test_every_affordable_net_once_by_its_first_combination() -> None:
+    rows = distinct(question(0))
+    assert [row.choices for row in rows.values()] == [{"width": 2, "kernel": 0}, {"width": 3, "kernel": 0}]
+    for digest, row in rows.items():
+        assert digest == row.spec.digest()
+        assert row.costs["macs"] == costs.count(row.spec, 32).macs <= 1e6
+    assert len(distinct(question(0, space=replace(SPACE, budget=())))) == 3
+
+
+def test_a_table_is_made_gone_on_with_and_holds_what_a_training_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tables, "ProcessPoolExecutor", lambda workers, mp_context: ThreadPoolExecutor(workers))
+    heard: list[tuple[int, int]] = []
+    begun = tabulate(question(0), tmp_path, command="made so", heard=lambda done, of: heard.append((done, of)))
+    assert heard == [(1, 2), (2, 2)]
+    assert begun.facts["command"] == "made so"
+    book = tmp_path / tables.SCORED
+    whole = book.read_text()
+    book.write_text(whole[: whole.rstrip("\n").rfind("\n") + 9])  # the last training is torn
+    found = tabulate(question(0, 1), tmp_path, command="and on", heard=lambda done, of: heard.append((done, of)))
+    assert heard[2:] == [(2, 4), (3, 4), (4, 4)]
+    assert found.facts["seeds"] == [0, 1]
+    curves = found.curves("miou")
+    assert curves.shape == (2, 2, 2)
+    assert not np.isnan(curves).any()
+    before = begun.scores.set_index(["net", "seed", "epoch"])["miou"]
+    after = found.scores.set_index(["net", "seed", "epoch"])["miou"]
+    pd.testing.assert_series_equal(before.sort_index(), after[after.index.isin(before.index)].sort_index())
+    spec = next(iter(distinct(question(0)).values())).spec
+    record = evaluate(spec, question(0).task, replace(RECIPE, seed=1))
+    assert curves[0, 1] == pytest.approx([epoch["miou"] for epoch in record.history], abs=1e-4)
+    assert found.nets["macs"].iloc[0] == costs.count(spec, 32).macs
+
+
+def test_a_failed_training_is_one_row_without_scores(tmp_path: Path) -> None:
+    asked = question(0)
+    row = next(iter(distinct(asked).values()))
+    record = replace(evaluate(row.spec, asked.task, replace(RECIPE, seed=0)), status=Status.FAILED)
+    tables._begin(asked, distinct(asked), tmp_path, "")
+    with (tmp_path / tables.SCORED).open("a") as book:
+        book.write(lines(record, [0.1, 0.2]))
+    assert tables._mend(tmp_path / tables.SCORED, 2) == {(row.spec.digest(), 0)}
+    found = read(tmp_path)
+    assert len(found.scores) == 1
+    assert found.scores["miou"].isna().all()
+    assert np.isnan(found.curves("miou")).all()
+
+
+def test_another_question_is_not_mixed_in(tmp_path: Path) -> None:
+    asked = question(0)
+    tables._begin(asked, distinct(asked), tmp_path, "")
+    for other in (
+        question(0, recipe=replace(RECIPE, batch=2)),
+        question(0, space=replace(SPACE, budget=(Budget.parse("macs <= 2M"),))),
+        question(0, task=replace(asked.task, content="other")),
+    ):
+        with pytest.raises(LedgerError, match=r"was begun for another (recipe|space|task)"):
+            tables._begin(other, distinct(other), tmp_path, "")
+    tables._begin(question(0, recipe=replace(RECIPE, seed=3)), distinct(asked), tmp_path, "")
+
+
+def test_what_makes_no_table_is_said(tmp_path: Path) -> None:
+    with pytest.raises(LedgerError, match="a table is a folder with"):
+        read(tmp_path)
+    with pytest.raises(SpaceError, match="one or more seeds, each once"):
+        question(0, 0)
+    with pytest.raises(SpaceError, match="has 30 steps; say epochs"):
+        question(0, recipe=replace(RECIPE, steps=30))
+
+
+def test_the_kept_table_is_that_of_its_space() -> None:
+    """And of the costs that are counted today."""
+    found = read(Path(__file__).parents[2] / "results" / "tabular" / "small")
+    asked = found.question
+    assert asked.space == space.load("small")
+    rows = distinct(asked)
+    assert list(rows) == found.nets.index.tolist()
+    for name in ("parameters", "macs", "peak_inference_mib"):
+        assert [row.costs[name] for row in rows.values()] == pytest.approx(found.nets[name].tolist())
+    curves = found.curves("miou")
+    assert curves.shape == (len(rows), len(asked.seeds), asked.recipe.epochs)
+    assert np.isfinite(curves).all()
+    assert found.facts["task_digest"] == data.open_task(asked.task.data, **asked.space.task).digest()
