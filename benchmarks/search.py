@@ -1,14 +1,16 @@
 """How fast a search finds the front: samplers replayed on tables whose front is known.
 
-    python benchmarks/search.py                                        # the figures in results/: most of an hour
-    python benchmarks/search.py --seeds 3 --trials 40 --out /tmp/look  # a look, some minutes
+    python benchmarks/search.py                                                   # the figures in results/: an hour
+    python benchmarks/search.py --on tabular --seeds 3 --few 0 --out /tmp/look    # a look, a minute or two
 
 A Table holds every net of a space that fits a budget, with its exact costs and its scores. A replay runs the
-package's own search loop on it: trials look their score up instead of being trained. The tables here are simulated:
-the costs are those of the space, the score is a made-up function of the net plus noise, drawn by a seed. So the front
-is known, and a sampler is judged by the share of the front's hypervolume that the nets it had trained dominate.
+package's own search loop on it: trials look their score up, epoch by epoch, instead of being trained. There are tables
+of two kinds. One was trained (``onenet-bench tabulate``). The others are simulated: the costs are those of a space,
+the score is a made-up function of the net plus noise, drawn by a seed. Either way the front is known, and a sampler is
+judged by the share of the front's hypervolume that the nets dominate which it had trained to the end.
 
-Writes search_simulated.json, .md and .png to ``--out``. GPSampler needs scipy, and is left out where there is none.
+Writes search_tabular and search_simulated (.json, .md and .png) to ``--out``. GPSampler needs scipy, and is left out
+where there is none.
 """
 
 from __future__ import annotations
@@ -23,14 +25,15 @@ import importlib.util
 import itertools
 import json
 import math
+import multiprocessing
 import shlex
 import statistics
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -43,7 +46,6 @@ from plotly.subplots import make_subplots
 
 from onenet_bench import space as spaces
 from onenet_bench.budget import Budget
-from onenet_bench.ledger import Ledger
 from onenet_bench.pareto import Box, losses, non_dominated, objectives
 from onenet_bench.recipe import Recipe
 from onenet_bench.record import Machine, Record, Status, provenance
@@ -52,6 +54,7 @@ from onenet_bench.search import samplers
 from onenet_bench.search.core import Core, Search
 from onenet_bench.search.frontier import Candidates, FrontierSampler, Net
 from onenet_bench.search.parameters import as_parameters, distributions
+from onenet_bench.search.tabulate import read
 from onenet_bench.space import SearchSpace
 from onenet_bench.spec import NetSpec
 from onenet_bench.task import Task
@@ -69,13 +72,18 @@ NOISE = 0.008
 @dataclass(frozen=True, kw_only=True)
 class Table:
     """Every net of a space within its budget: ``rows`` by digest, ``costs`` by name (n,), and one score: ``told``
-    (seeds, n) is what a trial is told, ``true`` (n,) what the front is made of."""
+    (seeds, n, epochs) is what a trial reports, ``true`` (n,) what the front is made of."""
 
     search: Search
     rows: Mapping[str, int]
     costs: Mapping[str, Floats]
     told: Floats
     true: Floats
+
+    @property
+    def epochs(self) -> int:
+        """How long a net is trained."""
+        return self.told.shape[2]
 
     @property
     def score(self) -> str:
@@ -115,7 +123,7 @@ def simulate(
 
     It saturates in the logarithms of MACs and parameters and in what a logit can see, each kind is worth something
     at each level, and so is each pair of kinds that follow each other (``rugged`` times as much as usual). Told
-    scores differ from it by ``noise`` (standard deviation), a number per net and seed.
+    scores differ from it by ``noise`` (standard deviation), a number per net and seed. A training has one epoch.
     """
     classes, resolution = 8, int(space.task["resolution"])
     screening = screen(space, resolution, classes=classes)
@@ -152,10 +160,27 @@ def simulate(
     )  # fmt: skip
     return Table(
         search=Search(
-            space=space, task=task, recipe=Recipe(), objectives=objectives(names) if names else space.objectives,
-            budget=space.budget, sampler="random", seed=0, trials=1,
+            space=space, task=task, recipe=Recipe(epochs=1),
+            objectives=objectives(names) if names else space.objectives, budget=space.budget, sampler="random",
+            seed=0, trials=1, fidelity="off",
         ),
-        rows={spec.digest(): i for i, spec in enumerate(specs)}, costs=costs, told=told, true=true,
+        rows={spec.digest(): i for i, spec in enumerate(specs)}, costs=costs, told=told[..., None], true=true,
+    )  # fmt: skip
+
+
+def tabulated(folder: Path) -> Table:
+    """The table in ``folder``, which must be whole: a net's true score is the mean of its seeds' at the end."""
+    found = read(folder)
+    asked = found.question
+    told = np.moveaxis(found.curves("miou"), 1, 0)
+    return Table(
+        search=Search(
+            space=asked.space, task=asked.task, recipe=asked.recipe, objectives=asked.space.objectives,
+            budget=asked.space.budget, sampler="random", seed=0, trials=1, fidelity="off",
+        ),
+        rows={digest: row for row, digest in enumerate(found.nets.index)},
+        costs={name: found.nets[name].to_numpy(dtype=float) for name in SCREENED}, told=told,
+        true=told[:, :, -1].mean(axis=0),
     )  # fmt: skip
 
 
@@ -164,48 +189,94 @@ def simulate(
 
 @dataclass(frozen=True, kw_only=True)
 class Replay:
-    """One search on a table: the nets in the order in which they were trained, the seconds until each was proposed,
-    rejections included, and how many proposals were rejected."""
+    """One search on a table: the nets in the order in which their training ended, how many epochs all trials together
+    had been trained by then (``spent``), the seconds until each new one was proposed, rejections included, and how many
+    were proposed (``started``) and rejected, and whether the audit allowed trials to be stopped."""
 
     rows: list[int]
+    spent: list[int]
     seconds: list[float]
+    started: int
     rejected: int
+    audit: bool | None
 
 
-def replay(table: Table, sampler: str, seed: int, trials: int) -> Replay:
-    """A search by a sampler of SAMPLERS, whose trials are looked up."""
-    search = replace(table.search, sampler=sampler, seed=seed, trials=trials)
-    told = table.told[seed % len(table.told)]
-    rows, seconds = [], []
-    with tempfile.TemporaryDirectory() as folder, Ledger(Path(folder) / "run", create=True) as book:
-        core = Core(book, [], search)
-        while True:
-            began = time.perf_counter()
-            job = core.ask()
-            if job is None:
-                break
+class Unwritten:
+    """A ledger that forgets, but for the audits."""
+
+    def __init__(self) -> None:
+        self.audits: list[Mapping[str, Any]] = []
+
+    def append(self, event: str, values: Mapping[str, Any], *, sync: bool = True) -> None:
+        if event == "audit":
+            self.audits.append(values)
+
+
+class Forgetful(dict[str, int]):
+    """Which nets were seen, for a search that takes every combination for another net."""
+
+    def get(self, key: str, default: Any = None) -> Any:
+        return default
+
+
+def replay(table: Table, contestant: str, seed: int, trials: int) -> Replay:
+    """A search by a contestant, or a sampler of the package's, that trains as many epochs as ``trials`` whole
+    trainings have."""
+    who = CONTESTANTS.get(contestant, Contestant(contestant))
+    enter(contestant)
+    search = replace(table.search, sampler=who.sampler or contestant, seed=seed, trials=10**6, fidelity=who.fidelity)
+    told, length = table.told[seed % len(table.told)], table.epochs
+    book = Unwritten()
+    core = Core(book, [], search)  # type: ignore[arg-type]
+    if not who.canonical:
+        core._seen = Forgetful()
+    reached: dict[int, int] = {}
+    rows, spent, seconds, epochs = [], [], [], 0
+    while epochs < trials * length:
+        began = time.perf_counter()
+        job = core.ask()
+        if job is None:
+            break
+        if job.trial not in reached:
             seconds.append(time.perf_counter() - began)
-            rows.append(table.rows[job.spec.digest()])
-            core.tell(
-                Record(
-                    trial=job.trial, spec=job.spec, choices=job.choices, task=search.task, recipe=search.recipe,
-                    machine=MACHINE, status=Status.COMPLETE, costs=job.costs,
-                    scores={table.score: float(told[rows[-1]])},
-                )
-            )  # fmt: skip
-    rejected = sum(record.status is Status.REJECTED for record in core.records)
-    return Replay(rows=rows, seconds=seconds, rejected=rejected)
+        row = table.rows[job.spec.digest()]
+        going_on, epoch = True, reached.get(job.trial, 0)
+        while going_on and epoch < length:
+            epoch, epochs = epoch + 1, epochs + 1
+            scores = {table.score: float(told[row, epoch - 1])}
+            going_on = core.report(job.trial, {"epoch": epoch, "step": epoch, "loss": 0.0, "seconds": 0.0, **scores})
+        reached[job.trial] = epoch
+        whole = epoch == length
+        if whole:
+            rows.append(row)
+            spent.append(epochs)
+        core.tell(
+            Record(
+                trial=job.trial, spec=job.spec, choices=job.choices, task=search.task, recipe=search.recipe,
+                machine=MACHINE, status=Status.COMPLETE if whole else Status.STOPPED, costs=job.costs, scores=scores,
+            )
+        )  # fmt: skip
+    return Replay(
+        rows=rows, spent=spent, seconds=seconds, started=len(reached),
+        rejected=sum(record.status is Status.REJECTED for record in core.records),
+        audit=any(audit["first"] is not None for audit in book.audits) if book.audits else None,
+    )  # fmt: skip
 
 
 # Contestants ---------------------------------------------------------------------------------------------
 
 
 class Contestant(NamedTuple):
-    """Who proposes: its name on the page, and a sampler for a whole search; None = the package's of that name."""
+    """Who proposes: its name on the page, and a sampler for a whole search; None = the package's (``sampler``, by
+    default of the contestant's name)."""
 
     title: str
     make: Callable[[Search], BaseSampler] | None = None
+    sampler: str = ""
+    fidelity: str = "off"
+    canonical: bool = True
     few: bool = False  # too slow for all seeds and tables
+    on: str = "both"  # kinds of tables
 
 
 class CostsUnknown(FrontierSampler):
@@ -224,6 +295,12 @@ class AnyStart(FrontierSampler):
         return int(draws.choice(rows))
 
 
+class EveryCombination(FrontierSampler):
+    """Without canonical specs: combinations that make the same net are candidates each."""
+
+    canonical = False
+
+
 def _ours(kind: type[FrontierSampler]) -> Callable[[Search], BaseSampler]:
     return lambda search: kind(
         search.space, resolution=search.task.resolution, classes=search.task.classes, objectives=search.objectives,
@@ -236,17 +313,22 @@ CONTESTANTS = {
     "nsga2": Contestant("NSGA-II"),
     "tpe": Contestant("TPE (multivariate, group)"),
     "gp": Contestant("GPSampler", lambda search: GPSampler(seed=search.seed), few=True),
-    "frontier": Contestant("frontier"),
-    "any_start": Contestant("frontier, random start", _ours(AnyStart)),
-    "costs_unknown": Contestant("frontier, costs not known", _ours(CostsUnknown)),
+    "mo_asha": Contestant("MO-ASHA over random", sampler="random", fidelity="auto", on="tabular"),
+    "frontier": Contestant("frontier, no fidelity"),
+    "whole": Contestant("frontier", sampler="frontier", fidelity="auto", on="tabular"),
+    "costs_unknown": Contestant("frontier, costs not known", _ours(CostsUnknown), fidelity="auto"),
+    "any_start": Contestant("frontier, random start", _ours(AnyStart), fidelity="auto"),
+    "every": Contestant(
+        "frontier, combinations not nets", _ours(EveryCombination), fidelity="auto", canonical=False, on="tabular"
+    ),
 }
-MARKS = (10, 20, 40, 80, 100)
-"""After how many trained nets the share is printed."""
+MARKS = (10, 20, 25, 40, 50, 80, 100)
+"""After how many nets' worth of training the share is printed."""
 
 
 def enter(contestant: str) -> None:
     """Make a contestant a sampler of the package, one for each search."""
-    make = CONTESTANTS[contestant].make
+    make = CONTESTANTS[contestant].make if contestant in CONTESTANTS else None
     if make is not None:
         made: dict[int, BaseSampler] = {}
 
@@ -259,54 +341,83 @@ def enter(contestant: str) -> None:
 
 
 def course(table: Table, found: Replay, trials: int) -> list[float]:
-    """The share of the front's hypervolume after each trained net; the last one stands where a search ended early."""
-    shares: list[float] = []
+    """The share of the front's hypervolume once 1, 2, … nets' worth of epochs had been trained."""
     points = table.box.place(table.values)
     best: list[int] = []
-    for row in found.rows:
-        if not any((points[b] <= points[row]).all() for b in best):
-            best = [b for b in best if not (points[row] <= points[b]).all()] + [row]
-            shares.append(table.hypervolume(best) / table.best)
-        else:
-            shares.append(shares[-1])
-    return shares + [shares[-1]] * (trials - len(shares))
+    shares, share, at = [], 0.0, 0
+    for worth in range(1, trials + 1):
+        before = len(best)
+        while at < len(found.rows) and found.spent[at] <= worth * table.epochs:
+            row, at = found.rows[at], at + 1
+            if not any((points[b] <= points[row]).all() for b in best):
+                best, before = [b for b in best if not (points[row] <= points[b]).all()] + [row], -1
+        if before < 0:
+            share = table.hypervolume(best) / table.best
+        shares.append(share)
+    return shares
 
 
 @dataclass(frozen=True, kw_only=True)
 class Standing:
     """How a contestant fared on a table: shares (seeds, trials), and the seconds of every proposal after the first
-    ten."""
+    ten. Of the other numbers, means over searches."""
 
     contestant: str
     shares: Floats
     seconds: list[float]
-    rejected: float  # per search
+    rejected: float
+    started: float
+    finished: float
+    audited: float  # the share of searches in which trials could be stopped
 
     def quartiles(self) -> Floats:
         """(3, trials)"""
         return np.quantile(self.shares, [0.25, 0.5, 0.75], axis=0)
 
+    def until(self, share: float) -> list[float | None]:
+        """After how many nets' worth of training the seeds have ``share``: quartiles, None where they never do."""
+        there = self.shares >= share
+        first = np.where(there.any(axis=1), there.argmax(axis=1) + 1.0, np.inf)
+        found = np.quantile(first, [0.25, 0.5, 0.75], method="higher")
+        return [float(worth) if np.isfinite(worth) else None for worth in found]
 
-def run(table: Table, contestant: str, seeds: int, trials: int) -> Standing:
-    """All searches of a contestant on a table."""
-    enter(contestant)
-    began = time.monotonic()
-    found = [replay(table, contestant, seed, trials) for seed in range(seeds)]
-    shares = np.array([course(table, f, trials) for f in found])
-    print(
-        f"  {CONTESTANTS[contestant].title}: {np.median(shares[:, -1]):.3f}, {time.monotonic() - began:.0f} s",
-        flush=True,
-    )
+
+class Question(NamedTuple):
+    """A table, and what is special about it: a simulated one's objectives and ruggedness, or a trained one's folder."""
+
+    title: str
+    names: tuple[str, ...] = ()
+    rugged: float = 1.0
+    folder: str = ""
+
+    @property
+    def kind(self) -> str:
+        return "tabular" if self.folder else "simulated"
+
+
+@lru_cache(maxsize=1)
+def make_table(question: Question) -> Table:
+    if question.folder:
+        return tabulated(Path(question.folder))
+    return simulate(spaces.load("hybrid"), landscape=LANDSCAPE, names=question.names, rugged=question.rugged)
+
+
+def one(question: Question, contestant: str, seed: int, trials: int) -> tuple[Replay, list[float]]:
+    """One search, in a process of its own or not."""
+    table = make_table(question)
+    found = replay(table, contestant, seed, trials)
+    return found, course(table, found, trials)
+
+
+def stand(contestant: str, searches: Sequence[tuple[Replay, list[float]]]) -> Standing:
+    """What a contestant's searches come to."""
+    found = [replayed for replayed, _ in searches]
     return Standing(
-        contestant=contestant, shares=shares, seconds=[s for f in found for s in f.seconds[10:]],
-        rejected=statistics.mean(f.rejected for f in found),
+        contestant=contestant, shares=np.array([shares for _, shares in searches]),
+        seconds=[s for f in found for s in f.seconds[10:]],
+        rejected=statistics.mean(f.rejected for f in found), started=statistics.mean(f.started for f in found),
+        finished=statistics.mean(len(f.rows) for f in found), audited=statistics.mean(bool(f.audit) for f in found),
     )  # fmt: skip
-
-
-def reached(standing: Standing, share: float) -> int | None:
-    """After how many trained nets the median is at least ``share``."""
-    there = np.flatnonzero(standing.quartiles()[1] >= share)
-    return int(there[0]) + 1 if len(there) else None
 
 
 # What a proposal costs -----------------------------------------------------------------------------------
@@ -316,7 +427,7 @@ LIMIT = "parameters <= 27k"
 
 
 def time_proposals(told: int, repeats: int) -> dict[str, Any]:
-    """Seconds of a frontier proposal after ``told`` trials: the first one of a process that has screened the space
+    """CPU seconds of a frontier proposal after ``told`` trials: the first one of a process that has screened the space
     already, and those that follow it, each after one more trial was told."""
     space = spaces.load("levels")
     names = objectives(["miou", "parameters", "macs"])
@@ -344,9 +455,9 @@ def time_proposals(told: int, repeats: int) -> dict[str, Any]:
     for _ in range(repeats + 1):
         study.sampler = make()
         trial = study.ask()
-        began = time.perf_counter()
+        began = time.process_time()
         trial.relative_params  # noqa: B018  this is when Optuna asks its sampler
-        seconds.append(time.perf_counter() - began)
+        seconds.append(time.process_time() - began)
         choices = space.suggest(trial)
         net = found.net(tuple(options.index(choices[name]) for name, options in space.choices.items()))
         assert net is not None
@@ -360,40 +471,34 @@ def time_proposals(told: int, repeats: int) -> dict[str, Any]:
 # What is written -----------------------------------------------------------------------------------------
 
 
-class Question(NamedTuple):
-    """A table, and what is special about it."""
-
-    title: str
-    names: tuple[str, ...]
-    rugged: float
-
-
 QUESTIONS = (
-    Question("three objectives", ("miou", "parameters", "macs"), 1.0),
+    Question("three objectives", ("miou", "parameters", "macs")),
     Question(
         "three objectives, rugged: pairs of kinds matter three times as much", ("miou", "parameters", "macs"), 3.0
     ),
-    Question("two objectives", ("miou", "macs"), 1.0),
-    Question("four objectives", ("miou", "parameters", "macs", "peak_inference_mib"), 1.0),
+    Question("two objectives", ("miou", "macs")),
+    Question("four objectives", ("miou", "parameters", "macs", "peak_inference_mib")),
 )
 LANDSCAPE = 11
 """Another one than the sampler was made on."""
+
+RIVALS = ("nsga2", "tpe")
 
 
 def summary(table: Table, standings: Sequence[Standing], trials: int) -> dict[str, Any]:
     """The figures of one table."""
     marks = [mark for mark in MARKS if mark <= trials]
     by_name = {s.contestant: s for s in standings}
-    bars = {name: float(by_name[name].quartiles()[1, -1]) for name in ("nsga2", "tpe", "gp") if name in by_name}
+    bars = {name: float(by_name[name].quartiles()[1, -1]) for name in (*RIVALS, "gp") if name in by_name}
     return {
         "nets": len(table.true),
         "front": len(table.front),
+        "epochs": table.epochs,
         "hypervolume": table.best,
         "reference_worst": dict(zip((o.name for o in table.box.objectives), table.box.worst, strict=True)),
         "reference_best": dict(zip((o.name for o in table.box.objectives), table.box.best, strict=True)),
-        "trials_until_the_median_has": {
-            f"{name}'s median after {trials}": {"share": bar, **{s.contestant: reached(s, bar) for s in standings}}
-            for name, bar in bars.items()
+        "worth_until": {
+            name: {"share": bar, **{s.contestant: s.until(bar) for s in standings}} for name, bar in bars.items()
         },
         "contestants": {
             s.contestant: {
@@ -406,57 +511,90 @@ def summary(table: Table, standings: Sequence[Standing], trials: int) -> dict[st
                 "worst_seed_after": {str(mark): float(s.shares[:, mark - 1].min()) for mark in marks},
                 "median_course": s.quartiles()[1].round(5).tolist(),
                 "proposal_ms": {"median": 1e3 * statistics.median(s.seconds), "most": 1e3 * max(s.seconds)},
-                "rejected_per_search": s.rejected,
+                "started": s.started,
+                "finished": s.finished,
+                "rejected": s.rejected,
+                "audits_passed": s.audited,
             }
             for s in standings
         },
     }
 
 
-ABOUT = """\
+SHARES = """\
+Shares are of the true front's hypervolume (scores from 0 to 1, logarithms of costs over the range of all nets; the
+reference point is mIoU 0 at the highest cost of each kind), by the true scores of the nets that were trained to the
+end. Proposals over budget, impossible ones and duplicates are rejected and cost nothing, for all samplers alike.
+Median over seeds, quartiles in brackets. Milliseconds are those of a new proposal after the first ten, on a machine
+with other work."""
+
+SIMULATED = """\
 Nothing was trained here. The space is `hybrid` (block kinds level by level) with its exact costs. The score is made up
 (`simulate` in `benchmarks/search.py`): it saturates in MACs, parameters and receptive field, each kind is worth
 something at each level, and so is each pair that follows each other; what a trial is told has noise of {noise:g}.
-Shares are of the true front's hypervolume (scores from 0 to 1, logarithms of costs over the space's range), by the true
-scores of the nets that were trained. Proposals over budget, impossible ones and duplicates are rejected and cost
-nothing, for all samplers alike. Median over seeds, quartiles in brackets.
 
 A made-up score is kinder than a real one. What this shows is that the sampler uses what it is given, not how much
 training it saves on images."""
 
+TABULAR = """\
+Every net of `{space}` was trained, with {trained} seeds (`results/tabular/`). A replayed search looks up what one of
+the seeds scored, epoch by epoch; the true score of a net is the mean of its seeds at the end, the told one's among
+them. Columns are training spent, in nets' worth: epochs of all trials, stopped ones too, over the {epochs} of one
+whole training. With fidelity a search stops weak nets at rungs once an audit allows it; only nets trained to the end
+count."""
 
-def markdown(facts: Mapping[str, Any]) -> str:
-    """The page."""
+
+def first_words(facts: Mapping[str, Any], title: str) -> list[str]:
     versions = ", ".join(f"{package} {version}" for package, version in facts["versions"].items())
-    lines = [
-        "# Samplers on simulated spaces whose front is known", "",
+    return [
+        f"# {title}", "",
         f"`{facts['command']}` on {facts['machine']['cpu']}, {facts['machine']['cores']} cores, which others used too; "
-        f"one thread; {versions}.", "", ABOUT.format(**facts),
+        f"a thread per search; {versions}.", "",
     ]  # fmt: skip
+
+
+def standings_table(title: str, table: Mapping[str, Any]) -> list[str]:
+    """The contestants on one table, and after how much training they have what the rivals have at the end."""
+    marks = list(next(iter(table["contestants"].values()))["share_after"])
+    lines = ["", f"## {title[0].upper()}{title[1:]}", ""]
+    lines += [f"{table['nets']:,} nets, {table['front']} on the front.", ""]
+    lines += [f"| sampler | seeds | {' | '.join(f'after {m}' for m in marks)} | started | finished | rejected | "
+              "audits passed | ms per proposal |"]  # fmt: skip
+    lines += [f"|---|---|{'---|' * len(marks)}---|---|---|---|---|"]
+    for name, c in table["contestants"].items():
+        shares = [f"{s['median']:.3f} ({s['q1']:.3f} to {s['q3']:.3f})" for s in c["share_after"].values()]
+        audited = f"{c['audits_passed']:.0%}" if CONTESTANTS[name].fidelity == "auto" and table["epochs"] > 1 else ""
+        last = [
+            *(f"{c[n]:.0f}" for n in ("started", "finished", "rejected")),
+            audited,
+            f"{c['proposal_ms']['median']:,.0f}",
+        ]
+        lines.append(f"| {' | '.join([c['title'], str(c['seeds']), *shares, *last])} |")
+    lines += ["", "Nets' worth of training until a search has what a rival's median has at the end: median over seeds, "
+              "quartiles in brackets.", ""]  # fmt: skip
+    ours = [name for name in table["contestants"] if name not in (*RIVALS, "gp", "random")]
+    lines += [f"| rival | its share at the end | {' | '.join(CONTESTANTS[n].title for n in ours)} |"]
+    lines += [f"|---|---|{'---|' * len(ours)}"]
+    for rival, row in table["worth_until"].items():
+        cells = []
+        for name in ours:
+            low, middle, high = ("never" if w is None else f"{w:.0f}" for w in row[name])
+            cells.append(f"{middle} ({low} to {high})")
+        lines.append(f"| {CONTESTANTS[rival].title} | {row['share']:.3f} | {' | '.join(cells)} |")
+    return lines
+
+
+def simulated_page(facts: Mapping[str, Any]) -> str:
+    lines = first_words(facts, "Samplers on simulated spaces whose front is known")
+    lines += [SIMULATED.format(**facts), "", SHARES]
     for title, table in facts["tables"].items():
-        first = next(iter(table["contestants"].values()))
-        marks = list(first["share_after"])
-        lines += ["", f"## {title[0].upper()}{title[1:]}", ""]
-        lines += [f"{table['nets']:,} nets, {table['front']} on the front.", ""]
-        lines += [f"| sampler | seeds | {' | '.join(f'after {m}' for m in marks)} | ms per proposal | rejected |"]
-        lines += [f"|---|---|{'---|' * len(marks)}---|---|"]
-        for c in table["contestants"].values():
-            shares = [f"{s['median']:.3f} ({s['q1']:.3f} to {s['q3']:.3f})" for s in c["share_after"].values()]
-            last = [f"{c['proposal_ms']['median']:,.0f}", f"{c['rejected_per_search']:.0f}"]
-            lines.append(f"| {' | '.join([c['title'], str(c['seeds']), *shares, *last])} |")
-        lines.append("")
-        for bar, counts in table["trials_until_the_median_has"].items():
-            ours = [
-                f"{CONTESTANTS[name].title} after {counts[name] or 'more than all'}"
-                for name in counts
-                if name in ("frontier", "any_start", "costs_unknown")
-            ]
-            lines.append(f"- {bar}, {counts['share']:.3f}, is reached by the medians of {'; '.join(ours)} nets.")
+        lines += standings_table(title, table)
     lines += ["", "## What a proposal costs", ""]
     lines += [
         f"frontier over {facts['proposals'][0]['candidates']:,} candidates of `levels` ({LIMIT}), three objectives, "
-        "one thread; milliseconds. The first proposal of a process looks up and fits everything; after it come those "
-        "that each follow one more finished trial. Screening the space's million combinations comes before, once.", "",
+        "one thread; milliseconds of the CPU. The first proposal of a process looks up and fits everything; after it "
+        "come those that each follow one more finished trial. Screening the space's million combinations comes before, "
+        "once.", "",
         "| finished trials | median | least | most | first |", "|---|---|---|---|---|",
     ]  # fmt: skip
     for p in facts["proposals"]:
@@ -465,12 +603,44 @@ def markdown(facts: Mapping[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-COLOURS = ("#8c8c8c", "#56b4e9", "#0072b2", "#009e73", "#d55e00", "#e69f00", "#cc79a7")
+def tabular_page(facts: Mapping[str, Any]) -> str:
+    lines = first_words(facts, "Samplers on spaces of which every net was trained")
+    for title, table in facts["tables"].items():
+        lines += [TABULAR.format(**table), "", SHARES, *standings_table(title, table), "", *verdicts(table)]
+    return "\n".join(lines) + "\n"
+
+
+def verdicts(table: Mapping[str, Any]) -> list[str]:
+    """What was to be shown, and whether it is."""
+    whole = next(iter(table["contestants"].values()))
+    trials = len(whole["median_course"])
+    lines = ["### What was to be shown", ""]
+    best = max(RIVALS, key=lambda rival: table["worth_until"][rival]["share"])
+    asked = {best: ("a quarter", trials // 4)}
+    if "gp" in table["worth_until"]:
+        asked["gp"] = ("half", trials // 2)
+    for rival, (words, most) in asked.items():
+        row = table["worth_until"][rival]
+        for name in ("whole", "frontier"):
+            needed = row[name][1]
+            said = f"needs {needed:.0f} nets' worth" if needed is not None else f"never has it within {trials}"
+            lines.append(
+                f"- What {CONTESTANTS[rival].title} has after {trials} nets ({row['share']:.3f}), for at most {words} "
+                f"of the training ({most}): {CONTESTANTS[name].title} {said} (median): "
+                f"**{'reached' if needed is not None and needed <= most else 'not reached'}**."
+            )
+    return lines
+
+
+COLOURS = ("#8c8c8c", "#56b4e9", "#0072b2", "#009e73", "#999933", "#d55e00", "#000000", "#e69f00", "#cc79a7", "#882255")
 
 
 def draw(standings: Mapping[str, Sequence[Standing]], trials: int) -> go.Figure:
-    """Median share against trained nets, the quartiles as bands, one panel per table."""
-    figure = make_subplots(rows=2, cols=2, subplot_titles=[t.split(":")[0] for t in standings], shared_xaxes=True)
+    """Median share against training, the quartiles as bands, one panel per table."""
+    rows = (len(standings) + 1) // 2
+    figure = make_subplots(
+        rows=rows, cols=min(2, len(standings)), subplot_titles=[t.split(":")[0] for t in standings], shared_xaxes=True
+    )
     colours = dict(zip(CONTESTANTS, COLOURS, strict=True))
     for panel, shown in enumerate(standings.values()):
         where = {"row": panel // 2 + 1, "col": panel % 2 + 1}
@@ -486,49 +656,80 @@ def draw(standings: Mapping[str, Sequence[Standing]], trials: int) -> go.Figure:
                 x=x, y=middle, name=title, legendgroup=title, showlegend=panel == 0, line={"color": colour}, **where
             )
     figure.update_yaxes(range=[0.5, 1.005], title_text="share of the front's hypervolume")
-    figure.update_xaxes(title_text="nets trained")
-    figure.update_layout(height=900, width=1200, template="plotly_white", legend={"orientation": "h", "y": -0.08})
+    figure.update_xaxes(title_text="nets' worth of training")
+    figure.update_layout(
+        height=150 + 400 * rows, width=1200, template="plotly_white", legend={"orientation": "h", "y": -0.12}
+    )
     return figure
+
+
+def measure(
+    questions: Sequence[Question], arguments: argparse.Namespace, with_gp: bool
+) -> tuple[dict[str, Any], dict[str, list[Standing]]]:  # fmt: skip
+    """All searches of all contestants on some tables: the figures and the standings by title."""
+    tables, standings = {}, {}
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(arguments.workers, mp_context=context) as pool:
+        for question in questions:
+            began = time.monotonic()
+            found = {
+                name: [
+                    pool.submit(one, question, name, seed, arguments.trials)
+                    for seed in range(arguments.few if contestant.few else arguments.seeds)
+                ]
+                for name, contestant in CONTESTANTS.items()
+                if contestant.on in ("both", question.kind)
+                and (not contestant.few or (with_gp and question in (QUESTIONS[0], questions[0])))
+                and (not question.names or name != "whole")
+            }
+            standings[question.title] = []
+            for name, futures in found.items():
+                standing = stand(name, [future.result() for future in futures])
+                standings[question.title].append(standing)
+                print(f"  {question.title}, {CONTESTANTS[name].title}: {np.median(standing.shares[:, -1]):.3f}, "
+                      f"{time.monotonic() - began:.0f} s", flush=True)  # fmt: skip
+            table = make_table(question)
+            facts = {"space": table.search.space.name, "trained": len(table.told)}
+            tables[question.title] = {**facts, **summary(table, standings[question.title], arguments.trials)}
+    return tables, standings
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--on", choices=("tabular", "simulated", "both"), default="both")
+    parser.add_argument("--table", type=Path, nargs="*", default=[RESULTS / "tabular" / "small"])
     parser.add_argument("--seeds", type=int, default=20)
-    parser.add_argument("--few", type=int, default=3, help="seeds of GPSampler, on the first table alone (0 for none)")
-    parser.add_argument("--trials", type=int, default=100)
+    parser.add_argument("--few", type=int, default=5, help="seeds of GPSampler, on the first table alone (0 for none)")
+    parser.add_argument("--trials", type=int, default=100, help="how much training a search may spend, in nets' worth")
+    parser.add_argument("--workers", type=int, default=2, help="searches at a time")
     parser.add_argument("--out", type=Path, default=RESULTS)
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
     with_gp = importlib.util.find_spec("scipy") is not None and arguments.few > 0
-    tables, standings = {}, {}
-    for question in QUESTIONS:
-        table = simulate(
-            spaces.load("hybrid"), landscape=LANDSCAPE, names=question.names, rugged=question.rugged, noise=NOISE
-        )
-        print(question.title, f"{len(table.true)} nets", flush=True)
-        standings[question.title] = [
-            run(table, name, arguments.few if contestant.few else arguments.seeds, arguments.trials)
-            for name, contestant in CONTESTANTS.items()
-            if not contestant.few or (with_gp and question is QUESTIONS[0])
-        ]
-        tables[question.title] = summary(table, standings[question.title], arguments.trials)
-    proposals = [time_proposals(told, 40 if told <= 500 else 5) for told in (10, 50, 100, 200, 500, 1000, 2000)]
     packages = ["numpy", "optuna", *(["scipy", "torch"] if with_gp else [])]
-    facts = {
-        "command": shlex.join(["python", *sys.argv]),
-        "machine": asdict(MACHINE),
-        "versions": {name: importlib.metadata.version(name) for name in packages},
-        "provenance": provenance(),
-        "noise": NOISE,
-        "landscape": LANDSCAPE,
-        "tables": tables,
-        "proposals": proposals,
+    pages = {
+        "tabular": (tabular_page, [Question(folder.name, folder=str(folder)) for folder in arguments.table]),
+        "simulated": (simulated_page, QUESTIONS),
     }
-    (arguments.out / "search_simulated.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
-    (arguments.out / "search_simulated.md").write_text(markdown(facts), encoding="utf-8")
     from picture import write_png
 
-    write_png(draw(standings, arguments.trials), arguments.out / "search_simulated.png")
+    for kind in pages if arguments.on == "both" else [arguments.on]:
+        page, questions = pages[kind]
+        tables, standings = measure(questions, arguments, with_gp)
+        facts = {
+            "command": shlex.join(["python", *sys.argv]),
+            "machine": asdict(MACHINE),
+            "versions": {name: importlib.metadata.version(name) for name in packages},
+            "provenance": provenance(),
+            "tables": tables,
+        }
+        if kind == "simulated":
+            proposals = [time_proposals(told, 40 if told <= 500 else 5) for told in (10, 50, 100, 200, 500, 1000, 2000)]
+            facts |= {"noise": NOISE, "landscape": LANDSCAPE, "proposals": proposals}
+        stem = arguments.out / f"search_{kind}"
+        stem.with_suffix(".json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+        stem.with_suffix(".md").write_text(page(facts), encoding="utf-8")
+        write_png(draw(standings, arguments.trials), stem.with_suffix(".png"))
 
 
 if __name__ == "__main__":
