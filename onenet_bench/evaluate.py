@@ -38,6 +38,7 @@ def evaluate(
     checkpoints: training.Checkpointing | None = None,
     test: bool = False,
     splits: data.Splits | None = None,
+    again: bool = False,
 ) -> Record:
     """Train and score ``spec``; the Record is complete, stopped (``on_epoch`` returned False) or failed.
 
@@ -45,9 +46,10 @@ def evaluate(
     full disk raises LedgerError, for it is not the net's fault. With a folder ``run``, weights and predictions are left
     in it and named in the Record's artifacts. ``weights``, by the names of the net's state dict, are what training
     starts from; all others are drawn. ``on_epoch`` gets a dict of epoch, step, loss, seconds and the scores of that
-    moment. With ``checkpoints`` an interrupted training goes on, and ``on_epoch`` hears of the last epoch before that
-    once more; history and seconds are those of all parts. With ``test`` the test split is scored too, if there is one.
-    ``splits`` are the task's pixels, for who has them at hand already.
+    moment. With ``checkpoints`` an interrupted training goes on; history and seconds are those of all parts. With
+    ``again`` ``on_epoch`` then hears once more of the last epoch before that, for its answer may have been lost. With
+    ``test`` the test split is scored too, if there is one. ``splits`` are the task's pixels, for who has them at hand
+    already.
     """
     began = time.perf_counter()
     earlier: Mapping[str, Any] = training.read_facts(checkpoints.folder) if checkpoints else {}
@@ -69,6 +71,8 @@ def evaluate(
     def heard(progress: training.Progress) -> bool:
         if progress.epoch > len(history):
             history.append(_epoch(progress))
+        elif not again:
+            return True
         return on_epoch is None or on_epoch(history[-1])
 
     try:

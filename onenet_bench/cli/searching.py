@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -70,6 +71,9 @@ def sweep(
     final: Annotated[
         int, typer.Option(min=0, help="Train the front and the baselines anew so many times, and score on test.")
     ] = 0,
+    warm_start: Annotated[
+        str | None, typer.Option(help="Begin with what this run has trained: same space, data and recipe.")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help=f"The run's folder (a new one in {RUNS}).")] = None,
     resume: Annotated[str | None, typer.Option(help="Go on with this run ('latest' or its folder or name).")] = None,
     json_: Json = False,
@@ -83,6 +87,7 @@ def sweep(
     from onenet_bench.search import sweep as sweeps
     from onenet_bench.search.core import Search
     from onenet_bench.search.engines import Orders
+    from onenet_bench.search.warm import earlier
 
     check_device(device)
     orders = Orders(
@@ -112,6 +117,8 @@ def sweep(
             window=stop_when_stalled,
             latency=_latency(latency, task.resolution, device),
         )
+        if warm_start is not None:
+            search = replace(search, earlier=earlier(sweeps.find(warm_start, RUNS), search))
         run = out or fresh(RUNS / f"{reached.name}-{datetime.now():%Y%m%d-%H%M%S}")
         core = sweeps.start(search, run, carry_out, command=command_line(), memory_mib=memory_mib, final=final)
     page = write_report(run, REPORTS / f"{run.resolve().name}.html")

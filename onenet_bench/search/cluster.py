@@ -47,8 +47,8 @@ MARK = ".driver"
 IN_STORE = 2 * 2**30
 """Bytes of pixels that travel through Ray's object store, once to a node; a node opens larger data for itself."""
 
-NODE_DIED = "its node has died"
-"""What Ray says of a process that did not end alone."""
+NODE_DIED = ("its node has died", "is unavailable")
+"""What Ray says of a process that did not end alone; the latter while it does not know yet that the node is dead."""
 
 QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -206,7 +206,7 @@ class _Driver:
             return
         self.waiting = False
         with self._noting():
-            if NODE_DIED in said and self.core.lost(job.trial, "its node died"):
+            if any(words in said for words in NODE_DIED) and self.core.lost(job.trial, "its node died"):
                 self._forget(name)
                 return
             late = self.limit_s is not None and time.monotonic() - self.begun.get(name, math.inf) >= self.limit_s
@@ -227,7 +227,7 @@ class _Driver:
 def _death(said: str) -> str:
     if "OutOfMemoryError" in said or "running low on memory" in said:
         return "out of memory: Ray ended its process because the node's memory ran out"
-    if NODE_DIED in said:
+    if any(words in said for words in NODE_DIED):
         return "its node died, and those that had it before did too"
     found = re.search(r"Worker exit detail: (.*?)\. Some common causes", said, re.DOTALL)
     detail = found[1] if found else (said.strip().splitlines() or ["no word of why"])[-1][:300]

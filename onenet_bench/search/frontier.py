@@ -422,7 +422,7 @@ class FrontierSampler(BaseSampler):
             surrogate.glance(found.many[self._objectives[i].name])
             for i, surrogate in zip(unknown, surrogates, strict=True)
         ]
-        least, widest = (np.stack([g[i] for g in glanced], axis=1) for i in range(2))  # (rows, u)
+        least, widest = (np.stack([g[i] for g in glanced], axis=1).astype(np.float32) for i in range(2))  # (rows, u)
         for loss, deviation in glanced:
             bound *= expected_improvement(loss, deviation, best)
         bound[~untried] = -1
@@ -432,7 +432,7 @@ class FrontierSampler(BaseSampler):
             if not len(rows):
                 break
             # A gain falls with the mean and rises with the deviation.
-            nearer = expected_gain(boxes, least[rows], widest[rows], known[rows].astype(np.float64)) * (1 + SLACK)
+            nearer = expected_gain(boxes, least[rows], widest[rows], known[rows]) * (1 + 1000 * SLACK)  # singles
             order = np.argsort(-nearer, kind="stable")
             for part in np.split(order, range(PREDICTED, len(order), PREDICTED)):
                 part = part[nearer[part] > most]

@@ -60,13 +60,13 @@ def cells(points: Floats, reference: Floats) -> tuple[Floats, Floats]:
 def expected_gain(boxes: tuple[Floats, Floats], mean: Floats, deviation: Floats, known: Floats) -> Floats:
     """Expected gain (q,) over ``boxes`` (from ``cells``) of nets with independent Gaussian losses, ``mean`` and
     ``deviation`` (q, u), and ``known`` ones (q, m - u)."""
-    lower, upper = boxes
+    lower, upper = (corners.astype(mean.dtype) for corners in boxes)
     gains = np.empty(len(mean))
     u = mean.shape[1]
     block = max(1, BLOCK // len(upper))
     for start in range(0, len(mean), block):
         part = slice(start, start + block)
-        product = np.ones((1, 1))
+        product = np.ones((1, 1), dtype=mean.dtype)
         for j in range(lower.shape[1]):
             if j < u:
                 length = _below(mean[part, j], deviation[part, j], upper[:, j])  # (block, c)
@@ -92,18 +92,18 @@ def expected_improvement(mean: Any, deviation: Any, best: Any) -> Floats:
     t = (best - mean) / deviation
     far = np.minimum(np.abs(t), FARTHEST) * FINENESS
     place = far.astype(np.int32)
-    logarithms, steps = _table()
-    tail = np.exp(logarithms[place] + (far - place) * steps[place])
+    logarithms, steps = _table(np.result_type(t))
+    tail = np.exp(logarithms[place] + (far - place.astype(far.dtype)) * steps[place])
     return np.asarray(deviation * (tail + np.maximum(t, 0)))
 
 
 FARTHEST, FINENESS = 37, 512
 
 
-@lru_cache(maxsize=1)
-def _table() -> tuple[Floats, Floats]:
+@lru_cache(maxsize=2)
+def _table(precision: np.dtype[Any]) -> tuple[Floats, Floats]:
     """Logarithms of phi(t) - t Phi(-t) at t = 0, 1/FINENESS, …, FARTHEST, and the steps between them."""
     points = [i / FINENESS for i in range(FARTHEST * FINENESS + 2)]
     values = [math.exp(-t * t / 2) / math.sqrt(2 * math.pi) - t * math.erfc(t / math.sqrt(2)) / 2 for t in points]
     logarithms = np.log(np.array(values))
-    return logarithms[:-1], np.diff(logarithms)
+    return logarithms[:-1].astype(precision), np.diff(logarithms).astype(precision)

@@ -31,6 +31,9 @@ SPREAD = 1.0
 NOISE, NOISE_SPREAD = math.log(1e-2), 1.5
 """The prior of the noise's logarithm, as a share of the signal's variance."""
 
+LEAST_NOISE = 1e-6
+"""Of the noise: without any, long lengths make a covariance that cannot be inverted in double precision."""
+
 BLOCK = 1 << 12
 """Queries that are worked on at a time: few enough to stay in the cache."""
 
@@ -109,7 +112,7 @@ def _fit(features: bytes, groups: bytes, values: bytes, d: int) -> Hyperparamete
 
     starts = [at + np.append(np.full(g, shift), noise) for shift in (0.0, -1.0) for noise in (0.0, 2.0)]
     best = minimise(loss, min(starts, key=lambda start: loss(start)[0]))
-    return Hyperparameters(lengths=np.exp(best[:-1]), noise=math.exp(best[-1]))
+    return Hyperparameters(lengths=np.exp(best[:-1]), noise=max(math.exp(best[-1]), LEAST_NOISE))
 
 
 def _negative_log_posterior(theta: Floats, squares: Floats, y: Floats) -> tuple[float, Floats]:

@@ -107,7 +107,8 @@ def carry_out(
     task = Task.from_dict(asked.task)
     return evaluate(
         NetSpec.from_dict(asked.spec), task, Recipe.from_dict(asked.recipe), trial=asked.trial,
-        choices=asked.choices, device=asked.device, run=Path(asked.folder), on_epoch=on_epoch, test=asked.test,
+        choices=asked.choices, device=asked.device, run=Path(asked.folder), on_epoch=on_epoch, again=True,
+        test=asked.test,
         splits=splits or pixels(task),
         checkpoints=Checkpointing(folder=Path(asked.folder) / state(asked.trial), seconds=asked.saved_every),
     )  # fmt: skip

@@ -198,7 +198,7 @@ def fit(
     elif checkpoints and not checkpoints.seconds:
         save_state(replace(state, facts=_facts(history, step, seen, training_seconds, began)), checkpoints.path)
 
-    written = time.perf_counter()
+    written = time.perf_counter() if checkpoints else 0.0
     going_on = not history or on_epoch is None or on_epoch(history[-1]) is not False
     while going_on and step < steps and not _exhausted(history, recipe):
         epoch = len(history)

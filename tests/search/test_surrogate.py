@@ -146,3 +146,15 @@ def test_one_observation_is_enough() -> None:
     mean, deviation = made(*data(1)).predict(data(4, seed=1)[0])
     assert np.isfinite(mean).all()
     assert (deviation > 0).all()
+
+
+def test_next_to_no_noise_can_be_inverted_still(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where one net of many has failed, and long lengths with no noise at all explain that best."""
+    features = np.random.default_rng(0).integers(0, 2, (95, 4)).astype(float)
+    values = (np.arange(95) == 3).astype(float)
+    monkeypatch.setattr(surrogate, "minimise", lambda loss, start: np.log([2e3, 1e4, 6e3, 1e-15]))
+    surrogate._fit.cache_clear()
+    mean, deviation = Surrogate(fit(features, GROUPS, values), features, GROUPS, values, NOBODY).predict(features)
+    surrogate._fit.cache_clear()
+    assert -0.1 < mean.min() <= mean.max() < 1
+    assert deviation.max() < 1
