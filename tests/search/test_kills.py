@@ -78,7 +78,7 @@ def test_every_misbehaviour_is_a_failed_record_with_its_reason_and_the_others_ar
     plan = dict(enumerate(names, start=0 if silent else 1))
     tmp_path.joinpath(faults.PLAN).write_text(json.dumps(plan))
     wanted = search(len(plan) + (0 if silent else 2), sampler="grid")
-    carry_on(tmp_path, wanted, workers=2, carry_out=faults.carry_out, limit_s=3 if silent else None)
+    carry_on(tmp_path, wanted, workers=2, carry_out=faults.carry_out, limit_s=8 if silent else None)
     found = rows(tmp_path)
     assert len(found) == wanted.trials
     for number, record in found.items():
