@@ -113,7 +113,7 @@ SCRATCH: dict[str, Callable[[Row], int]] = {
     "norm": lambda row: 3 * row.c_out,  # 1 / σ, scale and shift
     "maxpool": lambda row: 2 * row.elements,  # where each maximum stood, as int64
     "spatial": lambda row: (
-        BAND * BAND * 3  # the banded filter
+        BAND * BAND * 3 + BAND  # the banded filter, and its bias
         if is_banded(row.kernel, row.elements)
         else row.elements + row.kernel - 1  # the padded copy of its input
     ),
@@ -324,8 +324,8 @@ def training_peak_bytes(
             if row.op == "norm":
                 heap.drop(heap.new(BYTES * _chunk(batch * row.h_out * row.w_out, row.c_out)))
             if row.op == "spatial":
-                per_image = 1 if is_banded(row.kernel, row.elements) else batch
-                heap.drop(heap.new(narrow * per_image * SCRATCH["spatial"](row)))
+                banded = is_banded(row.kernel, row.elements)
+                heap.drop(heap.new(narrow * (BAND * BAND * 3 if banded else batch * SCRATCH["spatial"](row))))
                 heap.drop(masked)
             if row.parameters:
                 if narrow < BYTES and row.op != "norm":

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from onenet_bench.memory import CHUNK, ROWS
+from onenet_bench.models.layers import convolve
 
 IMAGES = 16
 """As so many images of one row torch's fast library takes 1x1 convolutions on one thread too."""
@@ -136,8 +137,7 @@ def unshuffled_conv(conv: nn.Conv2d, x: Tensor, scale: int, *, relu: bool) -> Te
 
     (B, C, H, W) to (B, C', H/s, W/s), with a ReLU behind it where ``relu`` says so; the sums are the same.
     """
-    out = F.conv2d(x, conv.weight.reshape(-1, x.shape[1], scale, scale), conv.bias, stride=scale)
-    return out.relu_() if relu else out
+    return convolve(x, conv.weight.reshape(-1, x.shape[1], scale, scale), conv.bias, stride=scale, relu=relu)
 
 
 def _linear(
@@ -151,9 +151,9 @@ def _linear(
     rows, weight, bias = rows.to(type_), weight.to(type_), None if bias is None else bias.to(type_)
     if len(rows) >= MANY and len(rows) % IMAGES == 0:
         images = rows.view(IMAGES, 1, -1, rows.shape[1]).permute(0, 3, 1, 2)  # (16, C, 1, N/16)
-        out = F.conv2d(images, weight[:, :, None, None], bias).permute(0, 2, 3, 1).reshape(len(rows), -1)
-    else:
-        out = F.linear(rows, weight, bias)
+        out = convolve(images, weight[:, :, None, None], bias, relu=relu)
+        return out.permute(0, 2, 3, 1).reshape(len(rows), -1)
+    out = F.linear(rows, weight, bias)
     return out.relu_() if relu else out
 
 

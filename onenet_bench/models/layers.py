@@ -11,7 +11,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn.grad import conv2d_weight
+from torch.utils.flop_counter import conv_flop_count, register_flop_formula
 
 from onenet_bench.errors import SpecError
 from onenet_bench.plan import BAND, is_banded
@@ -67,6 +69,74 @@ def channels_last(x: Tensor) -> Tensor:
 def recover_channels(x: Tensor, height: int, width: int) -> Tensor:
     """(B, 1, H·W·C) to (B, C, H, W): the inverse of ``flatten_channels``."""
     return x.reshape(x.shape[0], height, width, -1).permute(0, 3, 1, 2)
+
+
+def pixel_unshuffle(x: Tensor, scale: int) -> Tensor:
+    """``F.pixel_unshuffle`` of channels-last memory, (B, C, H, W) to (B, C·s², H/s, W/s), in fewer, longer strides."""
+    return _moved(x, scale, True)
+
+
+def pixel_shuffle(x: Tensor, scale: int) -> Tensor:
+    """``F.pixel_shuffle``, (B, C·s², H, W) to (B, C, H·s, W·s), whose gradient is ``pixel_unshuffle``."""
+    return _moved(x, scale, False)
+
+
+def _moved(x: Tensor, scale: int, down: bool) -> Tensor:
+    if torch.is_grad_enabled():
+        out: Tensor = _Moved.apply(x, scale, down)  # type: ignore[no-untyped-call]
+        return out
+    if not down:
+        return F.pixel_shuffle(x, scale)
+    rows = x.permute(0, 2, 3, 1)  # (B, H, W, C)
+    parts = [rows[:, i::scale, j::scale] for i in range(scale) for j in range(scale)]  # (B, H/s, W/s, C) each
+    return torch.stack(parts, dim=-1).flatten(3).permute(0, 3, 1, 2)
+
+
+class _Moved(torch.autograd.Function):
+    """The gradient of either shape mover is the other."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, scale: int, down: bool) -> Tensor:
+        ctx.scale, ctx.down = scale, down
+        return _moved(x, scale, down)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None, None]:
+        return _moved(g, ctx.scale, not ctx.down), None, None
+
+
+def convolve(
+    x: Tensor, weight: Tensor, bias: Tensor | None, *, stride: int = 1, padding: tuple[int, int] = (0, 0), relu: bool
+) -> Tensor:  # fmt: skip
+    """``F.conv2d`` of CPU memory, and a ReLU behind it where ``relu`` says so: in float32 in the same pass, where
+    torch's fast library is there. ``bias`` must be contiguous. Autograd does not know of it."""
+    tracing = torch.jit.is_tracing()  # type: ignore[attr-defined,no-untyped-call]
+    if relu and x.dtype == torch.float32 and _in_one_pass is not None and not tracing:
+        out: Tensor = _in_one_pass(x, weight, bias, padding, (stride, stride), (1, 1), 1, "relu", [], "")
+        return out
+    out = F.conv2d(x, weight, bias, stride, padding)
+    return out.relu_() if relu else out
+
+
+def _fused_operator() -> Any:
+    """torch's own operator for its compiler, which is no public one: None where it is not there."""
+    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+        return None
+    try:
+        operator = torch.ops.mkldnn._convolution_pointwise.default
+        image, weight = torch.ones(1, 1, 1, 1), torch.ones(1, 1, 1, 1)
+        if operator(image, weight, torch.tensor([-2.0]), (0, 0), (1, 1), (1, 1), 1, "relu", [], "").item() != 0:
+            return None
+        register_flop_formula(torch.ops.mkldnn._convolution_pointwise)(
+            lambda x, weight, *_, out_shape, **__: conv_flop_count(x, weight, out_shape)
+        )
+    except Exception:  # noqa: BLE001  whatever a private operator of another version may raise
+        return None
+    return operator
+
+
+_in_one_pass = _fused_operator()
 
 
 class SpatialConv(nn.Module):
@@ -140,14 +210,14 @@ def _filter(weight: Tensor, taps: Tensor) -> Tensor:
 def _banded(flat: Tensor, weight: Tensor, bias: Tensor, taps: Tensor) -> Tensor:
     """Convolution and ReLU of (B, 1, N) in banded form: zeros beyond both ends, then both ends anew."""
     side = weight.shape[-1] // 2
-    out = F.conv2d(_as_channels(flat), _filter(weight, taps), bias.expand(BAND), padding=(0, 1))
+    out = convolve(_as_channels(flat), _filter(weight, taps), bias.repeat(BAND), padding=(0, 1), relu=True)
     out = out.permute(0, 2, 3, 1).reshape(flat.shape)  # (B, 1, N)
     if side:  # the first and last k//2 outputs, with the reflection
         left = F.pad(flat[..., : 2 * side], (side, 0), mode="reflect")  # (B, 1, 3·(k//2))
         right = F.pad(flat[..., -2 * side :], (0, side), mode="reflect")
-        out[..., :side] = F.conv1d(left, weight, bias)
-        out[..., -side:] = F.conv1d(right, weight, bias)
-    return out.relu_()
+        out[..., :side] = F.conv1d(left, weight, bias).relu_()
+        out[..., -side:] = F.conv1d(right, weight, bias).relu_()
+    return out
 
 
 class _Banded(torch.autograd.Function):

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from onenet_bench.memory import is_channel_conv, taken_in
 from onenet_bench.models.fused import batch_norm, channel_conv, unshuffled_conv
-from onenet_bench.models.layers import SpatialConv, channels_last
+from onenet_bench.models.layers import SpatialConv, channels_last, pixel_shuffle, pixel_unshuffle
 from onenet_bench.plan import Plan, Row, check_resolution, plan
 from onenet_bench.spec import NetSpec
 
@@ -48,6 +48,10 @@ ACTIONS: dict[str, Callable[[Row, list[Tensor]], Tensor]] = {
     "add": lambda row, x: x[0].add_(x[1]),
 }
 """Rows without weights."""
+
+
+SHAPE_MOVERS: dict[str, Callable[[Tensor, int], Tensor]] = {"unshuffle": pixel_unshuffle, "shuffle": pixel_shuffle}
+"""As they are on channels-last memory of a CPU."""
 
 
 class UNet(nn.Module):
@@ -166,6 +170,8 @@ def _together(step: _Step, inputs: list[Tensor]) -> Tensor:
         return batch_norm(step.module, inputs[0], relu=step.relu)
     if isinstance(step.module, nn.Conv2d) and step.unshuffle and inference:
         return unshuffled_conv(step.module, inputs[0], step.unshuffle, relu=step.relu)
+    if step.row.op in SHAPE_MOVERS:
+        return SHAPE_MOVERS[step.row.op](inputs[0], step.row.stride)
     if isinstance(step.module, nn.Conv2d) and is_channel_conv(step.row):
         return channel_conv(step.module, inputs[0], relu=step.relu, norm=step.norm)
     if step.module is not None:

@@ -10,10 +10,11 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from onenet_bench import models, zoo
 from onenet_bench.models import fused
-from onenet_bench.models.layers import channels_last
+from onenet_bench.models.layers import channels_last, convolve, pixel_shuffle, pixel_unshuffle
 from onenet_bench.spec import NetSpec
 from tests.reference import Reference
 from tests.specs import specs
@@ -197,3 +198,39 @@ def test_float32_is_as_accurate_as_the_literal_composition(spec: NetSpec) -> Non
     assert got[1] <= 2 * literal[1]
     ours.plain = True
     assert errors(ours, exact, image)[0] > 2 * literal[0]
+
+
+@pytest.mark.parametrize("relu", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_a_convolution_with_its_relu_is_both_one_after_the_other(dtype: torch.dtype, relu: bool) -> None:
+    torch.manual_seed(0)
+    x, weight = channels_last(torch.randn(2, 16, 3, 40)).to(dtype), torch.randn(8, 16, 1, 3).to(dtype)
+    for bias in (None, torch.randn(8).to(dtype)):
+        wanted = F.conv2d(x, weight, bias, padding=(0, 1))
+        got = convolve(x, weight, bias, padding=(0, 1), relu=relu)
+        torch.testing.assert_close(got, F.relu(wanted) if relu else wanted)
+        assert got.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_a_fused_convolution_s_flops_are_counted() -> None:
+    net = models.build(zoo.onenet_ed(1, 8)).eval()
+    image = torch.rand(1, 3, 64, 64)
+    counts = []
+    for plain in (False, True):
+        net.plain = plain
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            net(image)
+        counts.append(counter.get_total_flops())
+    assert counts[0] >= counts[1] > 0  # a banded filter has more taps than the plain one
+
+
+@pytest.mark.parametrize("scale", [2, 3])
+def test_shape_movers_and_their_gradients_are_torch_s(scale: int) -> None:
+    x = channels_last(torch.randn(2, 9 * scale**2, 4 * scale, 2 * scale, dtype=torch.float64)).requires_grad_()
+    for ours, theirs in ((pixel_unshuffle, F.pixel_unshuffle), (pixel_shuffle, F.pixel_shuffle)):
+        got, wanted = ours(x, scale), theirs(x, scale)
+        assert torch.equal(got, wanted)
+        weights = torch.randn_like(wanted)
+        assert torch.equal(*(torch.autograd.grad(out, x, weights)[0] for out in (got, wanted)))
+        with torch.no_grad():
+            assert torch.equal(ours(x, scale), wanted)

@@ -15,6 +15,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +99,19 @@ def fake(asked: Work, on_epoch: Callable[[Mapping[str, Any]], bool], seconds: fl
 
 def slow(asked: Work, on_epoch: Callable[[Mapping[str, Any]], bool]) -> Record:
     return fake(asked, on_epoch, 0.15)
+
+
+def patient(asked: Work, on_epoch: Callable[[Mapping[str, Any]], bool], gate: str) -> Record:
+    """Goes no further than epoch 4 before the file ``gate`` is there (or two minutes are over)."""
+
+    def say(progress: Mapping[str, Any]) -> bool:
+        go_on = on_epoch(progress)
+        deadline = time.monotonic() + 120
+        while progress["epoch"] == 4 and not Path(gate).exists() and time.monotonic() < deadline:
+            time.sleep(0.02)
+        return go_on
+
+    return fake(asked, say)
 
 
 def faulty(asked: Work, on_epoch: Callable[[Mapping[str, Any]], bool]) -> Record:
@@ -401,23 +415,22 @@ def test_a_killed_driver_loses_nothing(tmp_path: Path, nodes: Nodes) -> None:
 def test_a_node_that_dies_takes_no_trial_with_it(tmp_path: Path, nodes: Nodes, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its trial goes on elsewhere from the state that had travelled home. The last test: it breaks the cluster."""
     monkeypatch.setattr(cluster, "MARK", ".elsewhere")
-    killed: list[str] = []
+    gate = tmp_path / "gate"
+    midway: set[int] = set()
 
     def murderous(event: Event) -> None:
-        heard.append(event)
-        ended = {e.record.trial for e in heard if isinstance(e, Ended)}
-        midway = {e.job.trial for e in heard if isinstance(e, Epoch) and 2 <= e.progress["epoch"] <= 7}
-        if not killed and len(midway - ended) == 2:
+        if isinstance(event, Epoch) and event.progress["epoch"] == 4:
+            midway.add(event.job.trial)
+        if len(midway) == 2 and not gate.exists():
             nodes.kill_raylet(nodes.other)
-            killed.append("")
+            gate.touch()
 
-    heard: list[Event] = []
     carry_out(
-        search(6), tmp_path / "run", cluster.run, cluster=Cluster(address=nodes.address), workers=2, carry_out=slow,
-        heard=murderous,
+        search(6), tmp_path / "run", cluster.run, cluster=Cluster(address=nodes.address), workers=2,
+        carry_out=partial(patient, gate=str(gate)), heard=murderous,
     )  # fmt: skip
     rows = accounted(tmp_path / "run", 6)
-    assert killed
+    assert gate.exists()
     assert {row.reason for row in rows if row.status is not Status.REJECTED} == {""}
     retries = [event for event in ledger.read(tmp_path / "run") if event["event"] == "retry"]
     assert [(event["reason"], event["attempt"]) for event in retries] == [("its node died", 1)]
