@@ -99,10 +99,20 @@ def status(field: str) -> int:
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(field))
 
 
-def seconds_of(call: Callable[[], Any]) -> float:
-    start = time.perf_counter()
+def seconds_of(call: Callable[[], Any], threads: int = 1) -> float:
+    """On one thread the CPU's seconds: a virtual machine's host takes its CPUs away at times, which is nobody's fault
+    here. On more the clock's."""
+    clock = time.process_time if threads == 1 else time.perf_counter
+    start = clock()
     call()
-    return time.perf_counter() - start
+    return clock() - start
+
+
+def stolen() -> tuple[int, int]:
+    """Ticks that the host has taken from this machine's CPUs, and all of them."""
+    with open("/proc/stat", encoding="ascii") as file:
+        ticks = list(map(int, file.readline().split()[1:9]))
+    return ticks[7], sum(ticks)
 
 
 def alone(net: str, form: str, task: str, side: int, rounds: int, compiled: bool = False) -> dict[str, Any]:
@@ -113,8 +123,9 @@ def alone(net: str, form: str, task: str, side: int, rounds: int, compiled: bool
     if compiled:
         module.compile()
     call = step_of(module, task, side)
-    first = seconds_of(call)
-    seconds = [seconds_of(call) for _ in range(rounds)]
+    threads = torch.get_num_threads()
+    first = seconds_of(call, threads)
+    seconds = [seconds_of(call, threads) for _ in range(rounds)]
     return {"seconds": seconds, "first": first, "before": before, "peak": status("VmHWM")}
 
 
@@ -126,20 +137,20 @@ def together(net: str, task: str, side: int, rounds: int) -> dict[str, Any]:
     seconds: dict[str, list[float]] = {form: [] for form in FORMS}
     for _ in range(rounds):
         for form, call in calls.items():
-            seconds[form].append(seconds_of(call))
+            seconds[form].append(seconds_of(call, torch.get_num_threads()))
     return {"seconds": seconds}
 
 
 def limits() -> dict[str, float]:
     """What this device reaches, the best of ten: FLOP/s of a matrix product and a 3x3 convolution, bytes/s copied."""
-    a = torch.rand(2048, 2048)
+    a, threads = torch.rand(2048, 2048), torch.get_num_threads()
     x = torch.rand(16, 256, 64, 64).contiguous(memory_format=torch.channels_last)
     w = torch.rand(256, 256, 3, 3).contiguous(memory_format=torch.channels_last)
     big, to = torch.rand(1 << 25), torch.empty(1 << 25)
     with torch.inference_mode():
-        product = min(seconds_of(lambda: a @ a) for _ in range(10))
-        convolution = min(seconds_of(lambda: F.conv2d(x, w, padding=1)) for _ in range(4))
-        copy = min(seconds_of(lambda: to.copy_(big)) for _ in range(10))
+        product = min(seconds_of(lambda: a @ a, threads) for _ in range(10))
+        convolution = min(seconds_of(lambda: F.conv2d(x, w, padding=1), threads) for _ in range(4))
+        copy = min(seconds_of(lambda: to.copy_(big), threads) for _ in range(10))
     flops = max(2 * 2048**3 / product, 2 * 16 * 64 * 64 * 9 * 256 * 256 / convolution)
     return {"flop_per_second": flops, "byte_per_second": 2 * 4 * (1 << 25) / copy}
 
@@ -180,7 +191,7 @@ def share(net: str, task: str, side: int, seconds: float, limit: dict[str, float
 
 def measure(few: bool) -> dict[str, Any]:
     """All facts."""
-    rounds = 2 if few else 3
+    rounds = 2 if few else 5
     sides = {task: 64 if few else side for task, (_, side) in TASKS.items()}
     limit = {str(threads): in_process("limits", threads, True) for threads in (1, 2)}
     own, turns = [], []
@@ -246,8 +257,9 @@ def markdown(facts: dict[str, Any]) -> str:
         "# Execution: this project's form beside the literal composition", "",
         f"Made by `{facts['command']}` on {made['time']}, commit {made['commit']}"
         f"{' with local changes' if made['dirty'] else ''}; {machine['cpu']}, {machine['cores']} cores; load "
-        f"{facts['load'][0]:.1f} before and {facts['load'][1]:.1f} after.", "",
-        "Milliseconds: median (least–most). Training: a step with AdamW, "
+        f"{facts['load'][0]:.1f} before and {facts['load'][1]:.1f} after; the host took {facts['stolen']:.0%} of them "
+        "for others meanwhile.", "",
+        "Milliseconds: median (least–most), of the CPU on one thread, by the clock on two. Training: a step with AdamW, "
         f"batch 4, {facts['sides']['training']}²; inference: one image, {facts['sides']['inference']}². float32. "
         "Peaks are the process's largest resident memory, 10⁶ bytes; *beyond* is the ratio without what it had before "
         "the net.", "",
@@ -332,7 +344,7 @@ def on_cuda() -> list[dict[str, Any]]:
                         call()
                         torch.cuda.synchronize()
 
-                    seconds = [seconds_of(waited) for _ in range(20)]
+                    seconds = [seconds_of(waited, threads=0) for _ in range(20)]
                     rows.append({"net": net, "task": task, "precision": precision, "form": form, "seconds": seconds})
     return rows
 
@@ -370,12 +382,14 @@ def main() -> None:
         torch.set_num_threads(threads)
         print(json.dumps(CHILDREN[what](**arguments)))
         return
-    before = os.getloadavg()[0]
+    before, ticks = os.getloadavg()[0], stolen()
     facts = {
         "command": shlex.join(["python", *sys.argv]), "machine": asdict(Machine.here()), "provenance": provenance(),
         "allocator": ENVIRONMENT, **measure(said.few), "cuda": on_cuda(),
     }  # fmt: skip
     facts["load"] = [before, os.getloadavg()[0]]
+    taken = [b - a for a, b in zip(ticks, stolen(), strict=True)]
+    facts["stolen"] = taken[0] / max(1, taken[1])
     said.out.mkdir(parents=True, exist_ok=True)
     (said.out / "execution.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
     (said.out / "execution.md").write_text(markdown(facts), encoding="utf-8")

@@ -39,6 +39,7 @@ def evaluate(
     test: bool = False,
     splits: data.Splits | None = None,
     again: bool = False,
+    compiled: bool = False,
 ) -> Record:
     """Train and score ``spec``; the Record is complete, stopped (``on_epoch`` returned False) or failed.
 
@@ -49,7 +50,7 @@ def evaluate(
     moment. With ``checkpoints`` an interrupted training goes on; history and seconds are those of all parts. With
     ``again`` ``on_epoch`` then hears once more of the last epoch before that, for its answer may have been lost. With
     ``test`` the test split is scored too, if there is one. ``splits`` are the task's pixels, for who has them at hand
-    already.
+    already. ``compiled`` is ``training.fit``'s.
     """
     began = time.perf_counter()
     earlier: Mapping[str, Any] = training.read_facts(checkpoints.folder) if checkpoints else {}
@@ -82,7 +83,7 @@ def evaluate(
         trained = training.fit(
             net, splits.train, splits.validation, recipe,
             classes=task.classes, background=task.background, ignore_index=task.ignore_index, device=device,
-            on_epoch=heard, checkpoints=checkpoints,
+            on_epoch=heard, checkpoints=checkpoints, compiled=compiled,
         )  # fmt: skip
         on_test = (
             training.evaluate_split(

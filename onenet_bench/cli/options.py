@@ -43,6 +43,7 @@ Steps = Annotated[int | None, typer.Option(help="Optimiser steps, instead of epo
 Batch = Annotated[int | None, typer.Option(help="Images per optimiser step.")]
 LearningRate = Annotated[float | None, typer.Option(help="Peak learning rate.")]
 Precision = Annotated[str | None, typer.Option(help="float32 or bf16.")]
+Compiled = Annotated[bool, typer.Option("--compile", help="Train through torch.compile (off on every device).")]
 Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads (all cores).")]
 CheckpointFile = Annotated[Path, typer.Argument(help="A net's weights, as train and sweep leave them.")]
 

@@ -15,6 +15,7 @@ from onenet_bench.cli.options import (
     REPORTS,
     RUNS,
     Batch,
+    Compiled,
     Data,
     Device,
     Epochs,
@@ -58,6 +59,7 @@ def sweep(
     workers: Annotated[int | None, typer.Option(min=1, help="Trials at a time (as many as cores).")] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads per trial (cores / workers).")] = None,
     device: Device = "cpu",
+    compiled: Compiled = False,
     latency: Annotated[str | None, typer.Option(help="What latency_ms is timed on: onnxruntime, or torch.")] = None,
     engine: Annotated[str, typer.Option(help="Who runs the trials: local (a process each), or ray.")] = "local",
     address: Annotated[str | None, typer.Option(help="Of a Ray cluster: auto, or HOST:PORT (one of our own).")] = None,
@@ -91,8 +93,8 @@ def sweep(
 
     check_device(device)
     orders = Orders(
-        engine=engine, workers=workers, threads=threads, device=device, limit_s=trial_limit, address=address,
-        cpus_per_trial=cpus_per_trial, gpus_per_trial=gpus_per_trial,
+        engine=engine, workers=workers, threads=threads, device=device, compiled=compiled,
+        limit_s=trial_limit, address=address, cpus_per_trial=cpus_per_trial, gpus_per_trial=gpus_per_trial,
     )  # fmt: skip
     carry_out, memory_mib = orders.make(), orders.memory_mib()
     if resume is not None:

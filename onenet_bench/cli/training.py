@@ -17,6 +17,7 @@ from onenet_bench.cli.options import (
     REPRODUCED,
     TRAINED,
     Batch,
+    Compiled,
     Data,
     Device,
     Epochs,
@@ -65,7 +66,8 @@ def train(
     keep: Annotated[str | None, typer.Option(help="Whose weights: of the last epoch, or of the best.")] = None,
     seed: Seed = 0,
     device: Device = "cpu",
-    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads (all cores).")] = None,
+    threads: Threads = None,
+    compiled: Compiled = False,
     weights: Annotated[Path | None, typer.Option(help="ImageNet weights for a ResNet encoder: resnet34-*.pth.")] = None,
     log: Annotated[list[str] | None, typer.Option(help="csv or tensorboard, in the folder; may be repeated.")] = None,
     out: Annotated[Path | None, typer.Option(help=f"The folder for the weights (a new one in {TRAINED}).")] = None,
@@ -88,7 +90,7 @@ def train(
     pretrained = started_from = None
     if resume is not None:
         said = {name for name in context.params if str(context.get_parameter_source(name)).endswith("COMMANDLINE")}
-        if other := sorted(said - {"resume", "device", "threads", "log", "json_"}):
+        if other := sorted(said - {"resume", "device", "threads", "compiled", "log", "json_"}):
             raise RecipeError(
                 f"a resumed training stays what it was, but got {other[0].replace('_', '-')!r} too; leave it out"
             )
@@ -140,8 +142,9 @@ def train(
         return True
 
     record = evaluate(
-        spec, task, chosen, device=device, run=folder, weights=pretrained, on_epoch=heard, checkpoints=checkpoints
-    )
+        spec, task, chosen, device=device, run=folder, weights=pretrained, on_epoch=heard, checkpoints=checkpoints,
+        compiled=compiled,
+    )  # fmt: skip
     if started_from:
         record = replace(record, provenance={**record.provenance, "weights": started_from})
     (folder / "record.json").write_text(json.dumps(record.to_dict(), indent=1), encoding="utf-8")

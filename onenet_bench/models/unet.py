@@ -62,7 +62,7 @@ class UNet(nn.Module):
     Memory is channels-last throughout: a 1x1 convolution is then a matrix product, and the flattening of a spatial
     convolution is free. On a CPU rows are executed together where that is the same and faster (``fused``), and the
     modules of batch norms and 1x1 convolutions are read, not called. Everything is called, row by row, on other
-    devices, where ``plain`` is set, where a module has a forward hook, and where the net is traced.
+    devices, where ``plain`` is set, where a module has a forward hook, and where the net is traced or compiled.
     """
 
     def __init__(self, spec: NetSpec) -> None:
@@ -109,7 +109,9 @@ class UNet(nn.Module):
         return tensors
 
     def _is_plain(self, image: Tensor) -> bool:
-        if self.plain or image.device.type != "cpu" or torch.jit.is_tracing():  # type: ignore[attr-defined,no-untyped-call]
+        if self.plain or image.device.type != "cpu" or torch.compiler.is_compiling():
+            return True
+        if torch.jit.is_tracing():  # type: ignore[attr-defined,no-untyped-call]
             return True
         return any(layer._forward_hooks or layer._forward_pre_hooks for layer in self.modules() if layer is not self)
 

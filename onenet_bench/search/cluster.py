@@ -91,7 +91,8 @@ class Cluster:
 
 def run(
     core: Core, folder: Path, *, workers: int | None, threads: int, device: str, heard: Callable[[Event], None],
-    cluster: Cluster | None = None, limit_s: float | None = None, carry_out: CarryOut | None = None,
+    cluster: Cluster | None = None, limit_s: float | None = None, compiled: bool = False,
+    carry_out: CarryOut | None = None,
 ) -> None:  # fmt: skip
     """Train what ``core`` asks for until it asks for nothing more, ``workers`` at a time, or as many as fit.
 
@@ -121,7 +122,7 @@ def run(
         most = _capacity(takes)
         driver = _Driver(
             core=core, folder=folder, threads=threads, device=device, heard=heard, workers=min(workers or most, most),
-            remote=cluster.address is not None, limit_s=limit_s,
+            remote=cluster.address is not None, limit_s=limit_s, compiled=compiled,
         )  # fmt: skip
         mark = secrets.token_hex(8)
         (folder / MARK).write_text(mark)
@@ -146,6 +147,7 @@ class _Driver:
     heard: Callable[[Event], None]
     remote: bool  # there may be nodes that do not see the folder
     limit_s: float | None
+    compiled: bool
     desk: Any = None
     live: dict[str, Job] = field(default_factory=dict)
     histories: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
@@ -174,7 +176,9 @@ class _Driver:
             if job is None:
                 return None
             self.live[name], self.histories[name] = job, []
-            asked = trial.work(self.core, job, self.folder, device=self.device, threads=self.threads)
+            asked = trial.work(
+                self.core, job, self.folder, device=self.device, threads=self.threads, compiled=self.compiled
+            )
             self.heard(Started(job))
             files = _states(self.folder, job.trial) if self.remote else {}
             return {"name": name, "asked": asked, "files": files, "limit_s": self.limit_s}

@@ -22,14 +22,15 @@ SHARE = 0.8
 class Orders:
     """How trials are carried out. Nothing here decides what they find.
 
-    ``workers`` trials at a time with ``threads`` CPU threads each, on ``device``. ``limit_s`` is the time that one may
-    take. The rest is Ray's: see ``cluster.Cluster``.
+    ``workers`` trials at a time with ``threads`` CPU threads each, on ``device``, their steps ``compiled`` or not.
+    ``limit_s`` is the time that one may take. The rest is Ray's: see ``cluster.Cluster``.
     """
 
     engine: str = "local"
     workers: int | None = None
     threads: int | None = None
     device: str = "cpu"
+    compiled: bool = False
     limit_s: float | None = None
     address: str | None = None
     cpus_per_trial: float | None = None
@@ -65,7 +66,10 @@ class Orders:
 
 def _local(orders: Orders) -> Engine:
     workers, threads = local.plan_workers(orders.workers, orders.threads)
-    return partial(local.run, workers=workers, threads=threads, device=orders.device, limit_s=orders.limit_s)
+    return partial(
+        local.run, workers=workers, threads=threads, device=orders.device, limit_s=orders.limit_s,
+        compiled=orders.compiled,
+    )  # fmt: skip
 
 
 def _ray(orders: Orders) -> Engine:
@@ -74,7 +78,7 @@ def _ray(orders: Orders) -> Engine:
     settings = cluster.Cluster(address=orders.address, cpus=orders.cpus_per_trial, gpus=orders.gpus_per_trial)
     return partial(
         cluster.run, workers=orders.workers, threads=orders.threads or 1, device=orders.device, cluster=settings,
-        limit_s=orders.limit_s,
+        limit_s=orders.limit_s, compiled=orders.compiled,
     )  # fmt: skip
 
 

@@ -63,7 +63,7 @@ CarryOut = Callable[[Work, Callable[[Mapping[str, Any]], bool]], Record]
 
 def run(
     core: Core | Final, folder: Path, *, workers: int, threads: int, device: str, heard: Callable[[Event], None],
-    limit_s: float | None = None, carry_out: CarryOut = trial.carry_out,
+    limit_s: float | None = None, compiled: bool = False, carry_out: CarryOut = trial.carry_out,
 ) -> None:  # fmt: skip
     """Train what ``core`` asks for until it asks for nothing more. Artifacts go to ``folder``.
 
@@ -74,7 +74,7 @@ def run(
     LedgerError where the disk is full, OnenetBenchError where no process can be started.
     """
     engine = _Engine(core=core, folder=folder, threads=threads, device=device, heard=heard, limit_s=limit_s,
-                     carry_out=carry_out)  # fmt: skip
+                     compiled=compiled, carry_out=carry_out)  # fmt: skip
     task = json.dumps(core.search.task.to_dict())
     with _environment({**trial.ENVIRONMENT, "OMP_NUM_THREADS": str(threads), trial.PIXELS_OF: task}):
         try:
@@ -119,6 +119,7 @@ class _Engine:
     device: str
     heard: Callable[[Event], None]
     limit_s: float | None
+    compiled: bool
     carry_out: CarryOut
     busy: list[_Worker] = field(default_factory=list)
     ready: _Worker | None = None
@@ -129,7 +130,9 @@ class _Engine:
         worker, self.ready = self.ready or self._start(), None
         worker.job, worker.tries = job, tries
         worker.ends_at = time.monotonic() + (self.limit_s or math.inf)
-        asked = trial.work(self.core, job, self.folder, device=self.device, threads=self.threads)
+        asked = trial.work(
+            self.core, job, self.folder, device=self.device, threads=self.threads, compiled=self.compiled
+        )
         self.busy.append(worker)
         _say(worker.line, asdict(asked))
         if not tries:

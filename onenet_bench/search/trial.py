@@ -52,6 +52,7 @@ class Work:
     folder: str
     device: str
     threads: int
+    compiled: bool = False
     test: bool = False
     saved_every: float = SAVED_EVERY
 
@@ -81,12 +82,12 @@ class Ended:
 Event = Started | Epoch | Ended
 
 
-def work(core: Core | Final, job: Job, folder: Path, *, device: str, threads: int) -> Work:
+def work(core: Core | Final, job: Job, folder: Path, *, device: str, threads: int, compiled: bool = False) -> Work:
     """``job`` of ``core``'s search, to be carried out in the run's ``folder``."""
     return Work(
         trial=job.trial, choices=dict(job.choices), spec=job.spec.to_dict(), task=core.search.task.to_dict(),
         recipe=(job.recipe or core.search.recipe).to_dict(), folder=str(folder), device=device, threads=threads,
-        saved_every=SAVED_EVERY, test=job.test,
+        compiled=compiled, saved_every=SAVED_EVERY, test=job.test,
     )  # fmt: skip
 
 
@@ -108,8 +109,7 @@ def carry_out(
     return evaluate(
         NetSpec.from_dict(asked.spec), task, Recipe.from_dict(asked.recipe), trial=asked.trial,
         choices=asked.choices, device=asked.device, run=Path(asked.folder), on_epoch=on_epoch, again=True,
-        test=asked.test,
-        splits=splits or pixels(task),
+        test=asked.test, compiled=asked.compiled, splits=splits or pixels(task),
         checkpoints=Checkpointing(folder=Path(asked.folder) / state(asked.trial), seconds=asked.saved_every),
     )  # fmt: skip
 

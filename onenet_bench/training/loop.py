@@ -133,6 +133,7 @@ def fit(
     on_epoch: Callable[[Progress], bool | None] | None = None,
     checkpoints: Checkpointing | None = None,
     mark: Callable[[str], None] = lambda part: None,
+    compiled: bool = False,
 ) -> Trained:
     """Train ``net`` in place by ``recipe``, and leave it in evaluation mode on ``device``.
 
@@ -145,6 +146,8 @@ def fit(
     With ``checkpoints`` the training goes on from the state that it finds, if any, and writes its own, after
     ``on_epoch``. Of the passes that the state holds, which the history has, ``on_epoch`` is called again for the last
     alone: whether to go on after it may be another answer now.
+
+    With ``compiled`` the steps, not the validation, go through ``torch.compile``, which takes a minute first.
 
     ``mark`` is told the names of a step's parts as each of them ends, and ``pass`` where a pass begins.
 
@@ -172,6 +175,8 @@ def fit(
 
     net.to(device)
     logits_of = _heads(net, recipe)
+    if compiled:
+        logits_of = torch.compile(logits_of)
     weights = class_weights(classes, background, recipe.background_weight).to(device)  # (K,)
     optimiser = OPTIMISERS[recipe.optimiser](
         net.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay, fused=True

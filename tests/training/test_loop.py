@@ -3,6 +3,7 @@ import math
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,6 +15,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from onenet_bench import models, zoo
 from onenet_bench.errors import DataError
 from onenet_bench.recipe import OPTIMISERS, SCHEDULES, Recipe
 from onenet_bench.record import SCORES
@@ -431,3 +433,28 @@ def test_the_weighted_score_keeps_its_weight_whatever_the_recipe() -> None:
     net, data = tiny(), squares(6, seed=0)
     trained = fit(net, data, data, replace(SHORT, background_weight=0.9), classes=3)
     assert trained.scores["ce_weighted"] == evaluate_split(net, data, classes=3, batch=4)["ce_weighted"]
+
+
+@pytest.mark.parametrize("deep_supervision", [0.0, 0.5])
+def test_a_compiled_training_is_the_same_but_for_rounding(
+    deep_supervision: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Through torch's compiler but for its last part, which would translate to C++ for a minute."""
+    graphs: list[int] = []
+
+    def count(graph: Any, inputs: Any) -> Any:
+        graphs.append(len(graph.graph.nodes))
+        return torch._dynamo.lookup_backend("aot_eager")(graph, inputs)
+
+    recipe = replace(SHORT, deep_supervision=deep_supervision, learning_rate=1e-3)
+    spec = replace(zoo.onenet_ed(2, 8), classes=3, heads="all")
+    losses = []
+    for compiled in (False, True):
+        torch.manual_seed(0)
+        net = models.build(spec)
+        with monkeypatch.context() as patch:
+            patch.setattr(torch, "compile", partial(torch.compile, backend=count))
+            trained = fit(net, squares(10, 0), squares(4, 1), recipe, classes=3, compiled=compiled)
+        assert bool(graphs) == compiled
+        losses.append([progress.loss for progress in trained.history])
+    assert losses[1] == pytest.approx(losses[0], rel=1e-3)
