@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from onenet_bench.errors import RecipeError
 from onenet_bench.memory import BYTES, IN_PLACE, peak_elements, training_peak_bytes
 from onenet_bench.plan import Plan, Row, plan
+from onenet_bench.recipe import Recipe
 from onenet_bench.record import Costs
 from onenet_bench.spec import NetSpec
 
@@ -30,6 +31,14 @@ def count(
     return count_plan(
         plan(spec, (spec.in_channels, height, width)),
         batch=batch, precision=precision, deep_supervision=deep_supervision,
+    )  # fmt: skip
+
+
+def count_training(spec: NetSpec, resolution: int, recipe: Recipe) -> Costs:
+    """The costs of ``spec`` at ``resolution``, those of its training by ``recipe`` included. Raises as ``count``."""
+    return count(
+        spec, resolution, batch=recipe.batch, precision=recipe.precision,
+        deep_supervision=recipe.deep_supervision > 0,
     )  # fmt: skip
 
 

@@ -55,10 +55,7 @@ def evaluate(
     began = time.perf_counter()
     earlier: Mapping[str, Any] = training.read_facts(checkpoints.folder) if checkpoints else {}
     began -= earlier.get("seconds", 0.0)
-    counted = costs.count(
-        spec, task.resolution, batch=recipe.batch, precision=recipe.precision,
-        deep_supervision=recipe.deep_supervision > 0,
-    )  # fmt: skip
+    counted = costs.count_training(spec, task.resolution, recipe)
     if checkpoints:
         asked = {"spec": spec.to_dict(), "task": task.to_dict(), **checkpoints.asked}
         checkpoints = replace(checkpoints, asked=asked)

@@ -313,12 +313,19 @@ def _fidelity(run: Run) -> dict[str, Any] | None:
             {
                 **row,
                 "score": SCORES[row["score"]].title,
-                **{name: MISSING if row[name] is None else f"{row[name]:.2f}" for name in ("kendall", "like_cost")},
+                **{name: _at_least(row[name], row.get(f"{name}_bound")) for name in ("kendall", "like_cost")},
                 "bands": " · ".join(MISSING if tau is None else f"{tau:.2f}" for tau in row["bands"]),
             }
             for row in (last["rungs"] if last else ())
         ],
     }
+
+
+def _at_least(tau: float | None, bound: float | None) -> str:
+    """A rank correlation, and its lower bound where there is one."""
+    if tau is None:
+        return MISSING
+    return f"{tau:.2f}" if bound is None else f"{tau:.2f} (≥ {bound:.2f})"
 
 
 def _provenance(run: Run) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from onenet_bench import costs
 from onenet_bench.budget import excess
-from onenet_bench.errors import SpecError
+from onenet_bench.errors import RecipeError, SpecError
 from onenet_bench.search.core import Search
 from onenet_bench.space import compose
 from onenet_bench.spec import NetSpec
@@ -65,8 +65,7 @@ def _fits(search: Search, arguments: Mapping[str, Any], width: int) -> bool:
     if net is None:
         return False
     try:
-        recipe = search.recipe
-        counted = costs.count(net, search.task.resolution, batch=recipe.batch, precision=recipe.precision)
-    except SpecError:  # a level of a single pixel, which reflection padding cannot mirror
+        counted = costs.count_training(net, search.task.resolution, search.recipe)
+    except (SpecError, RecipeError):  # a level of a single pixel cannot be mirrored, one head not be supervised deeply
         return False
     return not excess(counted, search.budget)

@@ -250,11 +250,7 @@ class Core:
         except SpecError as error:
             return None, None, None, f"impossible: {error}"
         try:
-            recipe = self.search.recipe
-            counted = costs.count(
-                spec, self.search.task.resolution, batch=recipe.batch, precision=recipe.precision,
-                deep_supervision=recipe.deep_supervision > 0,
-            )  # fmt: skip
+            counted = costs.count_training(spec, self.search.task.resolution, self.search.recipe)
         except (SpecError, RecipeError) as error:
             return None, spec, None, f"impossible: {error}"
         if (first := self._seen.get(spec.digest())) is not None:

@@ -108,10 +108,7 @@ class Final:
             trial, self._next = self._next, self._next + 1
             self._ledger.append("ask", {"trial": trial, "digest": digest, "seed": seed, "choices": {"net": name}})
         recipe, task, spec = replace(self.search.recipe, seed=seed), self.search.task, self._specs[digest]
-        counted = costs.count(
-            spec, task.resolution, batch=recipe.batch, precision=recipe.precision,
-            deep_supervision=recipe.deep_supervision > 0,
-        )  # fmt: skip
+        counted = costs.count_training(spec, task.resolution, recipe)
         if self.search.latency is not None:
             counted = replace(counted, latency_ms=latency_ms(spec, self.search.latency))
         self._running[trial] = (digest, seed)

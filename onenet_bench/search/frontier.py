@@ -31,7 +31,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from onenet_bench import costs
 from onenet_bench.budget import Budget, excess
-from onenet_bench.errors import SpaceError, SpecError
+from onenet_bench.errors import RecipeError, SpaceError, SpecError
 from onenet_bench.pareto import Box, Objective, non_dominated
 from onenet_bench.recipe import Recipe
 from onenet_bench.record import Record, Status
@@ -363,12 +363,14 @@ class FrontierSampler(BaseSampler):
                 return False
         if not self._on_training or self._recipe is None:
             return True
-        batch, precision = self._recipe.batch, self._recipe.precision
-        key = (row, batch, precision, self._on_training)
+        key = (row, self._recipe, self._on_training)
         if key not in found.fitting:
             spec = found.spec(found.options[row])
-            counted = costs.count(spec, found.resolution, batch=batch, precision=precision)
-            found.fitting[key] = not excess(counted, self._on_training)
+            try:
+                over = excess(costs.count_training(spec, found.resolution, self._recipe), self._on_training)
+            except RecipeError:
+                over = "no training by this recipe"
+            found.fitting[key] = not over
         return found.fitting[key]
 
     # What is proposed ------------------------------------------------------------------------------------

@@ -114,10 +114,7 @@ def distinct(question: Question) -> dict[str, Row]:
             spec = question.space.spec(choices, classes=task.classes, in_channels=task.in_channels)
             if spec.digest() in rows:
                 continue
-            counted = costs.count(
-                spec, task.resolution, batch=recipe.batch, precision=recipe.precision,
-                deep_supervision=recipe.deep_supervision > 0,
-            )  # fmt: skip
+            counted = costs.count_training(spec, task.resolution, recipe)
         except SpecError:
             continue
         if not excess(counted, question.space.budget):

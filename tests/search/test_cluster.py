@@ -356,7 +356,12 @@ def test_nodes_that_do_not_see_the_folder_send_what_they_leave(
 
 
 @pytest.mark.slow
-def test_ctrl_c_leaves_a_run_that_either_engine_goes_on_with(tmp_path: Path, nodes: Nodes) -> None:
+def test_ctrl_c_leaves_a_run_that_either_engine_goes_on_with(
+    tmp_path: Path, nodes: Nodes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a cluster that Ray finds by itself, as it does on the cluster's machines."""
+    monkeypatch.setenv("RAY_ADDRESS", nodes.address)
+
     def impatient(event: Event) -> None:
         if isinstance(event, Epoch) and event.job.trial == 2 and event.progress["epoch"] == 4:
             signal.raise_signal(signal.SIGINT)
@@ -364,9 +369,8 @@ def test_ctrl_c_leaves_a_run_that_either_engine_goes_on_with(tmp_path: Path, nod
     wanted = search(6)
     with pytest.raises(KeyboardInterrupt):
         carry_out(
-            wanted, tmp_path / "run", cluster.run, cluster=Cluster(address=nodes.address), carry_out=slow,
-            heard=impatient,
-        )  # fmt: skip
+            wanted, tmp_path / "run", cluster.run, cluster=Cluster(address="auto"), carry_out=slow, heard=impatient
+        )
     assert [row.trial for row in ledger.records(ledger.read(tmp_path / "run"))] == [0, 1]
     carry_out(wanted, tmp_path / "run", local.run, carry_out=slow)
     rows = accounted(tmp_path / "run", 6)

@@ -141,7 +141,7 @@
       el("p", { class: "note" }, `trial ${trial} · ${net.digest} · ${place} · ${net.seconds}`)];
     if (net.reason) parts.push(el("p", {}, net.reason));
     const add = (title, ...made) => parts.push(el("h3", {}, title), ...made);
-    if (net.scores.length) add("Scores", list(net.scores));
+    if (net.scores.length) add(net.status === "complete" ? "Scores" : "Scores so far", list(net.scores));
     const table = classes(net);
     if (table) add("Per class", table);
     add("Costs", list(net.costs, "one"));
