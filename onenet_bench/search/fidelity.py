@@ -100,18 +100,16 @@ def kendall(x: npt.ArrayLike, y: npt.ArrayLike, bands: npt.ArrayLike | None = No
     return float((a * b).sum() / scale) if scale else None
 
 
-def kendall_bound(x: Sequence[float], y: Sequence[float], bands: Sequence[int] | None = None) -> float | None:
+def kendall_bound(x: npt.ArrayLike, y: npt.ArrayLike, bands: npt.ArrayLike | None = None) -> float | None:
     """What Kendall's tau of the things that x and y were drawn from is at least, with 90 % confidence.
 
     From the taus without one of the n each (jackknife: Efron, Stein, 1981); None where one of them is not defined.
     """
-    n = len(x)
-    keep = [np.arange(n) != out for out in range(n)]
-    x, y, bands = (None if values is None else np.asarray(values) for values in (x, y, bands))
-    taus = [kendall(x[k], y[k], None if bands is None else bands[k]) for k in keep]
-    if (tau := kendall(x, y, bands)) is None or None in taus:
-        return None
-    return tau - BOUND * math.sqrt((n - 1) * np.var(taus))
+    columns = [np.asarray(values) for values in (x, y, bands) if values is not None]
+    n = len(columns[0])
+    found = [kendall(*columns), *(kendall(*(np.delete(column, out) for column in columns)) for out in range(n))]
+    taus = [tau for tau in found if tau is not None]
+    return taus[0] - BOUND * math.sqrt((n - 1) * np.var(taus[1:])) if len(taus) == n + 1 else None
 
 
 # Rungs ---------------------------------------------------------------------------------------------------
