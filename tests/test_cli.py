@@ -111,6 +111,30 @@ def test_ctrl_c_ends_with_a_report_and_resume_goes_on(tmp_path: Path) -> None:
     assert said["front"] == answer("front", "run", cwd=tmp_path)
 
 
+def test_a_killed_sweep_is_gone_on_with_as_if_nothing_had_been(tmp_path: Path) -> None:
+    words = [*COMMAND, "sweep", *QUICK, "--trials", "5", "--sampler", "random"]
+    assert subprocess.run([*words, "--out", "whole", "--workers", "1"], cwd=tmp_path, check=False).returncode == 0
+    with subprocess.Popen(
+        [*words, "--out", "run", "--workers", "1"], cwd=tmp_path, stderr=subprocess.PIPE, text=True
+    ) as sweep:
+        assert sweep.stderr is not None
+        while "complete" not in (line := sweep.stderr.readline()):
+            assert line, "the sweep ended by itself"
+        sweep.kill()
+    deadline = time.monotonic() + 60
+    while processes_in(tmp_path) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not processes_in(tmp_path), "every process ends by itself"
+    before = {row.trial: row for row in ledger.records(ledger.read(tmp_path / "run"))}
+    assert before
+    assert answer("sweep", "--resume", "run", "--workers", "1", cwd=tmp_path)["ended"] == "5 candidates were trained"
+    rows, whole = ({row.trial: row for row in ledger.records(ledger.read(tmp_path / run))} for run in ("run", "whole"))
+    assert {trial: rows[trial] for trial in before} == before
+    assert {t: (r.choices, r.status, r.scores) for t, r in rows.items()} == {
+        t: (r.choices, r.status, r.scores) for t, r in whole.items()
+    }
+
+
 def processes_in(folder: Path) -> list[str]:
     """Processes whose working folder is ``folder``."""
     found = []

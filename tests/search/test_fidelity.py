@@ -345,7 +345,7 @@ def replay(table: tuple[Any, Any, Any], seed: int, fidelity: str, workers: int, 
         following: int | None = trial
         if epoch == 27:
             following, final[trial] = None, {"miou": score}
-            if halving.rungs and halving.first is None and len(final) == AUDITED:
+            if halving.rungs and halving.first is None and len(final) in (AUDITED, 2 * AUDITED):
                 halving.first = halving.audit(final)["first"]
         elif rung is not None and not halving.goes_on(trial, rung):
             following, halving.stopped[trial] = None, rung
@@ -356,18 +356,18 @@ def replay(table: tuple[Any, Any, Any], seed: int, fidelity: str, workers: int, 
 @pytest.mark.parametrize("workers", [1, 8])
 def test_for_the_same_training_the_front_is_better_where_early_scores_can_be_trusted(workers: int) -> None:
     gains = []
-    for seed in range(4):
+    for seed in range(8):
         table = curves(seed, trust=True)
         rows = {"miou": table[0][:, -1], "parameters": table[1], "macs": table[2]}
         box = pareto.Box.around(OBJECTIVES, rows)
         shares = []
         for name in ("auto", "off"):
-            trials, halving = replay(table, seed, name, workers, 27 * 40)
+            trials, halving = replay(table, seed, name, workers, 27 * 60)
             assert (halving.first is not None) == (name == "auto")
             shares.append(box.hypervolume({key: values[trials] for key, values in rows.items()}))
         gains.append(shares[0] / shares[1])
-    assert np.median(gains) > 1.01, gains
-    assert min(gains) > 0.99, gains
+    assert np.median(gains) > 1.02, gains
+    assert min(gains) > 1, gains
 
 
 def test_where_early_scores_are_noise_all_is_as_without() -> None:
