@@ -2,7 +2,8 @@
 
     python benchmarks/deploy.py [--rounds 9] [--resolution 256] [--few] [--out results]
 
-Latency: onnxruntime on the CPU, one thread, one image. The three files of a net take turns with U-Net_4's simplified
+Latency: onnxruntime on the CPU, one thread, one image, in seconds of the CPU, which leave out what a virtual machine's
+host takes for others. The three files of a net take turns with U-Net_4's simplified
 one, round by round, so that a drifting machine hits all. Peak memory: each file in a process of its own. int8's loss:
 small nets of the same shapes, trained for minutes on the synthetic task, scored before and after. Writes deploy.json
 (all samples), deploy.md and deploy.png to --out. --few is a look: three nets, two rounds, a training of seconds.
@@ -80,7 +81,7 @@ def files_of(name: str, side: int, folder: Path) -> dict[str, Path]:
         net(images[:, :, : side // 2, : side // 2])
     net.eval()
     made = {form: folder / f"{name}.{form}.onnx" for form in FORMS}
-    onnx.to_onnx(deploy.plain(net), made["naive"], shape=(3, side, side))
+    onnx.to_onnx(deploy.plain(net), made["naive"], shape=(3, side, side), stock=True)
     onnx.to_onnx(deploy.simplify(net), made["simplified"], shape=(3, side, side))
     onnx.to_int8(made["simplified"], made["int8"], iter(images[:, None].numpy()))
     return made
@@ -93,10 +94,10 @@ def time_net(name: str, files: dict[str, Path], reference: Path, side: int, roun
     samples: dict[str, list[float]] = {form: [] for form in sessions}
     for done in range(-1, rounds):  # the first is a warm-up
         for form, session in sessions.items():
-            start = time.perf_counter()
+            start = time.process_time()
             session.run(None, feed)
             if done >= 0:
-                samples[form].append(1e3 * (time.perf_counter() - start))
+                samples[form].append(1e3 * (time.process_time() - start))
     print(name, {form: round(statistics.median(own), 1) for form, own in samples.items()}, flush=True)
     return samples
 

@@ -32,11 +32,12 @@ def check_installed() -> None:
         raise OnenetBenchError(f"ONNX files need the package {missing[0]}, which is not installed; {EXTRA}")
 
 
-def to_onnx(net: nn.Module, path: Path, *, shape: tuple[int, int, int]) -> None:
+def to_onnx(net: nn.Module, path: Path, *, shape: tuple[int, int, int], stock: bool = False) -> None:
     """Write ``net`` for images of ``shape`` = (C, H, W) and any batch, by torch's dynamo exporter.
 
     The file takes ``image`` (B, C, H, W) and gives ``logits``, in the net's own type; it appears whole or not at all.
-    ``net`` must be on the CPU and in evaluation mode. Raises OnenetBenchError where the extra is not installed.
+    ``net`` must be on the CPU and in evaluation mode. Pixel-shuffles are written as onnxruntime is quickest at them,
+    or, where ``stock``, as the exporter does. Raises OnenetBenchError where the extra is not installed.
     """
     check_installed()
     some = next(net.parameters())
@@ -45,7 +46,24 @@ def to_onnx(net: nn.Module, path: Path, *, shape: tuple[int, int, int]) -> None:
         torch.onnx.export(
             net, (example,), half_written, dynamo=True, opset_version=OPSET, external_data=False, verbose=False,
             input_names=[INPUT], output_names=[OUTPUT], dynamic_shapes=({0: torch.export.Dim("batch")},),
+            custom_translation_table=None if stock else {torch.ops.aten.pixel_shuffle.default: _shuffled},
         )  # fmt: skip
+
+
+def _shuffled(x: Any, upscale_factor: int) -> Any:
+    """A pixel-shuffle, (B, C·s², H, W) to (B, C, H·s, W·s), as two transpositions of a matrix each, along the width
+    and along the height: half the time of onnxruntime's DepthToSpace."""
+    from onnxscript import opset20 as op
+
+    s = upscale_factor
+    channels, height, width = (int(size) for size in x.shape[1:])
+
+    def shaped(tensor: Any, *sizes: int) -> Any:
+        return op.Reshape(tensor, op.Constant(value_ints=[-1, *sizes]))
+
+    x = op.Transpose(shaped(x, s, height * width), perm=[0, 2, 1])  # (B·C·s, H·W, s)
+    x = op.Transpose(shaped(x, s, height, width * s), perm=[0, 2, 1, 3])  # (B·C, H, s, W·s)
+    return shaped(x, channels // s**2, height * s, width * s)
 
 
 def to_int8(path: Path, out: Path, images: Iterable[NDArray[np.float32]]) -> None:
