@@ -33,9 +33,11 @@ import numpy as np
 
 from onenet_bench import data
 from onenet_bench.errors import LedgerError, RecipeError
+from onenet_bench.recipe import Recipe
 from onenet_bench.record import Record, usable_cores
 from onenet_bench.search import trial
 from onenet_bench.search.core import Core, Job
+from onenet_bench.search.fidelity import length
 from onenet_bench.search.trial import Ended, Epoch, Event, Started, Work
 from onenet_bench.task import Task
 
@@ -192,16 +194,24 @@ class _Driver:
             if kind == "begun":
                 self.begun[name] = time.monotonic()
             elif kind == "epoch":
-                if not history or content["epoch"] > history[-1]["epoch"]:
-                    history.append(content)
-                self.desk.say.remote(name, content["epoch"], self.core.report(job.trial, content))
-                self.heard(Epoch(job, content))
+                self.desk.say.remote(name, content["epoch"], self._epoch(job, history, content))
             elif kind == "full":
                 raise LedgerError(content)
             elif kind == "record":
-                self._end(name, Record.from_dict(content))
+                record, last = content
+                if last is not None:
+                    self._epoch(job, history, last)
+                self._end(name, Record.from_dict(record))
             else:
                 self._end(name, trial.failed(self.core, job, content, history))
+
+    def _epoch(self, job: Job, history: list[dict[str, Any]], progress: dict[str, Any]) -> bool:
+        """Whether a trial that has come so far shall go on."""
+        if not history or progress["epoch"] > history[-1]["epoch"]:
+            history.append(progress)
+        go_on = self.core.report(job.trial, progress)
+        self.heard(Epoch(job, progress))
+        return go_on
 
     def lost(self, name: str, said: str) -> None:
         """A trial's process has died; ``said`` is Ray's account of it."""
@@ -350,12 +360,19 @@ def _carry_out(
     from ray import tune
 
     name: str = config["name"]
+    recipe = Recipe.from_dict(config["asked"].recipe)
+    last: dict[str, Any] | None = None  # of the epochs; it travels with the Record, for nobody is stopped at it
     with _workplace(config["asked"], mark, config["files"]) as (asked, luggage):
 
         def say(kind: str, content: Any) -> None:
             tune.report({"said": (kind, content, luggage())})
 
         def on_epoch(progress: Mapping[str, Any]) -> bool:
+            nonlocal last
+            done, whole = length(recipe, progress)
+            if done >= whole:
+                last = dict(progress)
+                return True
             say("epoch", dict(progress))
             return bool(ray.get(desk.hear.remote(name, progress["epoch"])))
 
@@ -365,7 +382,7 @@ def _carry_out(
         said: tuple[str, Any]
         try:
             record = carry_out(asked, on_epoch) if carry_out else trial.carry_out(asked, on_epoch, splits)
-            said = "record", record.to_dict()
+            said = "record", (record.to_dict(), last)
         except LedgerError as error:
             said = "full", str(error)
         except Exception as error:  # noqa: BLE001  the border of the process: one bad trial must not end the sweep
