@@ -96,6 +96,22 @@ def test_evaluation_is_the_references_with_gradients_without_and_row_by_row(spec
     assert (a - b).abs().max() <= 1e-10 * max(1.0, float(b.abs().max()))
 
 
+@given(spec=specs(), batch=st.integers(1, 3))
+@settings(max_examples=30)
+def test_single_precision_is_the_references_too(spec: NetSpec, batch: int) -> None:
+    """There other operators of the library run, with and without gradients."""
+    net, reference = pair(spec)
+    side = 2 * spec.total_scale
+    image = torch.rand(batch, spec.in_channels, side, side, dtype=torch.float64)
+    with torch.no_grad():
+        reference(image)
+    net.load_state_dict(reference.state_dict())
+    net, wanted = net.float().eval(), reference.eval()(image)
+    with torch.inference_mode():
+        close(net(image.float()).double(), wanted, 1e-3)
+    close(net(image.float()).double(), wanted, 1e-3)
+
+
 def test_weights_that_change_between_inferences_are_seen() -> None:
     net, reference = pair(zoo.onenet_ed(2, 8))
     image = torch.rand(1, 3, 32, 32, dtype=torch.float64)
