@@ -111,8 +111,8 @@ def convolve(
 ) -> Tensor:  # fmt: skip
     """``F.conv2d`` of CPU memory, and a ReLU behind it where ``relu`` says so: in float32 in the same pass, where
     torch's fast library is there. ``bias`` must be contiguous. Autograd does not know of it."""
-    tracing = torch.jit.is_tracing()  # type: ignore[attr-defined,no-untyped-call]
-    if relu and x.dtype == torch.float32 and _in_one_pass is not None and not tracing:
+    seen = torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined,no-untyped-call]
+    if relu and x.dtype == torch.float32 and _in_one_pass is not None and not seen:  # by those who would trip over it
         out: Tensor = _in_one_pass(x, weight, bias, padding, (stride, stride), (1, 1), 1, "relu", [], "")
         return out
     out = F.conv2d(x, weight, bias, stride, padding)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 
 import pytest
@@ -250,3 +251,13 @@ def test_shape_movers_and_their_gradients_are_torch_s(scale: int) -> None:
         assert torch.equal(*(torch.autograd.grad(out, x, weights)[0] for out in (got, wanted)))
         with torch.no_grad():
             assert torch.equal(ours(x, scale), wanted)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+def test_a_compiled_inference_is_the_same() -> None:
+    net = models.build(zoo.onenet_ed(2, 8)).eval()
+    image = torch.rand(1, 3, 64, 64)
+    with torch.inference_mode():
+        wanted = net(image)
+        close(torch.compile(net)(image), wanted, 1e-5)
