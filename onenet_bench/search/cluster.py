@@ -197,13 +197,12 @@ class _Driver:
                 self.desk.say.remote(name, content["epoch"], self._epoch(job, history, content))
             elif kind == "full":
                 raise LedgerError(content)
-            elif kind == "record":
-                record, last = content
+            else:
+                said, last = content
                 if last is not None:
                     self._epoch(job, history, last)
-                self._end(name, Record.from_dict(record))
-            else:
-                self._end(name, trial.failed(self.core, job, content, history))
+                ended = Record.from_dict(said) if kind == "record" else trial.failed(self.core, job, said, history)
+                self._end(name, ended)
 
     def _epoch(self, job: Job, history: list[dict[str, Any]], progress: dict[str, Any]) -> bool:
         """Whether a trial that has come so far shall go on."""
@@ -361,7 +360,7 @@ def _carry_out(
 
     name: str = config["name"]
     recipe = Recipe.from_dict(config["asked"].recipe)
-    last: dict[str, Any] | None = None  # of the epochs; it travels with the Record, for nobody is stopped at it
+    last: dict[str, Any] | None = None  # of the epochs; it travels with the last word, for nobody is stopped at it
     with _workplace(config["asked"], mark, config["files"]) as (asked, luggage):
 
         def say(kind: str, content: Any) -> None:
@@ -386,7 +385,7 @@ def _carry_out(
         except LedgerError as error:
             said = "full", str(error)
         except Exception as error:  # noqa: BLE001  the border of the process: one bad trial must not end the sweep
-            said = "lost", trial.crash(error)
+            said = "lost", (trial.crash(error), last)
         signal.setitimer(signal.ITIMER_REAL, 0)
         say(*said)
     if asked.device != "cpu":

@@ -117,6 +117,7 @@ def patient(asked: Work, on_epoch: Callable[[Mapping[str, Any]], bool], gate: st
 def faulty(asked: Work, on_epoch: Callable[[Mapping[str, Any]], bool]) -> Record:
     """What can go wrong in a process, by the trial's number."""
     if asked.trial == 1:
+        fake(asked, on_epoch)
         raise ValueError("an exception  in\nthe trial")
     if asked.trial == 2:
         os.kill(os.getpid(), signal.SIGKILL)
@@ -323,6 +324,7 @@ def test_what_goes_wrong_in_a_trial_is_a_failed_record(tmp_path: Path, nodes: No
     assert failed[1] == "ValueError: an exception in the trial"
     assert failed[2].startswith("its process was ended")
     assert failed[3] == "it took longer than the limit of 2 s"
+    assert [row["epoch"] for row in rows[1].history] == [*range(1, 10)], "it had come to its last epoch"
     assert [row["epoch"] for row in rows[3].history] == [1]
     assert [event.record.trial for event in heard if isinstance(event, Ended)] == [*rows]
 

@@ -37,9 +37,10 @@ def rows(folder: Path) -> dict[int, Record]:
 
 def timeless(record: Record) -> dict[str, Any]:
     """What a Record says, without what belongs to the moment: times, and a checkout's commit and changes."""
+    moment = {"time": "", "commit": "", "dirty": ""}
     values = record.to_dict()
     history = [{**epoch, "seconds": 0} for epoch in values["history"]]
-    return {**values, "seconds": 0, "history": history, "provenance": values["provenance"].get("retries", 0)}
+    return {**values, "seconds": 0, "history": history, "provenance": {**values["provenance"], **moment}}
 
 
 def same(folder: Path, other: Path) -> None:
