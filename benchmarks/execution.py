@@ -17,7 +17,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -115,8 +115,9 @@ def stolen() -> tuple[int, int]:
     return ticks[7], sum(ticks)
 
 
-def alone(net: str, form: str, task: str, side: int, rounds: int, compiled: bool = False) -> dict[str, Any]:
-    """Seconds per call, and the process's peak before and after, in bytes."""
+def alone(net: str, form: str, task: str, side: int, compiled: bool = False) -> dict[str, Any]:
+    """Prints the first call's seconds and the process's peak before, in bytes, then a call's seconds for every line
+    that it reads. Returns the peak after."""
     F.conv2d(torch.rand(1, 16, 8, 8), torch.rand(16, 16, 3, 3)).sum()  # libraries load themselves
     before = status("VmHWM")
     module = build(net, form)
@@ -124,9 +125,10 @@ def alone(net: str, form: str, task: str, side: int, rounds: int, compiled: bool
         module.compile()
     call = step_of(module, task, side)
     threads = torch.get_num_threads()
-    first = seconds_of(call, threads)
-    seconds = [seconds_of(call, threads) for _ in range(rounds)]
-    return {"seconds": seconds, "first": first, "before": before, "peak": status("VmHWM")}
+    print(json.dumps({"first": seconds_of(call, threads), "before": before}), flush=True)
+    for _ in sys.stdin:
+        print(seconds_of(call, threads), flush=True)
+    return {"peak": status("VmHWM")}
 
 
 def together(net: str, task: str, side: int, rounds: int) -> dict[str, Any]:
@@ -158,18 +160,43 @@ def limits() -> dict[str, float]:
 CHILDREN: dict[str, Callable[..., dict[str, Any]]] = {"alone": alone, "together": together, "limits": limits}
 
 
-def in_process(what: str, threads: int, kept: bool, **arguments: Any) -> dict[str, Any]:
-    """A row of CHILDREN in a new process, with trial processes' allocator where ``kept``. An error is a sentence."""
+def start(what: str, threads: int, kept: bool, **arguments: Any) -> subprocess.Popen[str]:
+    """A row of CHILDREN in a new process, with trial processes' allocator where ``kept``."""
     environment = {key: value for key, value in os.environ.items() if key not in ENVIRONMENT}
     environment |= {"OMP_NUM_THREADS": str(threads), **(ENVIRONMENT if kept else {})}
-    asked = json.dumps([what, threads, arguments])
-    done = subprocess.run(
-        [sys.executable, __file__, "--child", asked], env=environment, capture_output=True, text=True, check=False
+    asked = [sys.executable, __file__, "--child", json.dumps([what, threads, arguments])]
+    return subprocess.Popen(
+        asked, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
-    if done.returncode:
-        return {"error": (done.stderr.strip().splitlines() or [f"exit {done.returncode}"])[-1][:200]}
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+
+
+def end(child: subprocess.Popen[str]) -> dict[str, Any]:
+    """What it returned. An error is a sentence."""
+    out, errors = child.communicate()
+    if child.returncode:
+        return {"error": (errors.strip().splitlines() or [f"exit {child.returncode}"])[-1][:200]}
+    found: dict[str, Any] = json.loads(out.splitlines()[-1])
     return found
+
+
+def in_turns(threads: int, rounds: int, forms: Sequence[str], **arguments: Any) -> list[dict[str, Any]]:
+    """``alone`` for each of ``forms``, in processes that live at the same time and are called one after the other."""
+    children = [start("alone", threads, form == "ours", form=form, **arguments) for form in forms]
+    rows: list[dict[str, Any]] = [{"form": form, "threads": threads, "seconds": []} for form in forms]
+    try:
+        for child, row in zip(children, rows, strict=True):
+            assert child.stdout is not None
+            row |= json.loads(child.stdout.readline())
+        for _ in range(rounds):
+            for child, row in zip(children, rows, strict=True):
+                assert child.stdin is not None
+                assert child.stdout is not None
+                child.stdin.write("\n")
+                child.stdin.flush()
+                row["seconds"].append(float(child.stdout.readline()))
+    except (ValueError, OSError):
+        pass  # one of them died: its end says why
+    return [row | end(child) for row, child in zip(rows, children, strict=True)]
 
 
 # All of it -----------------------------------------------------------------------------------------------------
@@ -191,37 +218,32 @@ def share(net: str, task: str, side: int, seconds: float, limit: dict[str, float
 
 def measure(few: bool) -> dict[str, Any]:
     """All facts."""
-    rounds = 2 if few else 5
+    rounds = {"training": 2 if few else 7, "inference": 2 if few else 11}
     sides = {task: 64 if few else side for task, (_, side) in TASKS.items()}
-    limit = {str(threads): in_process("limits", threads, True) for threads in (1, 2)}
+    limit = {str(threads): end(start("limits", threads, True)) for threads in (1, 2)}
     own, turns = [], []
     for threads in (1,) if few else (1, 2):
         for net in MAIN[:1] if few else MAIN if threads == 1 else (MAIN[0], MAIN[2]):
             for task, side in sides.items():
-                for form in FORMS:
-                    found = in_process(
-                        "alone", threads, form == "ours", net=net, form=form, task=task, side=side, rounds=rounds
-                    )
-                    own.append({"net": net, "task": task, "threads": threads, "form": form, **found})
+                for row in in_turns(threads, rounds[task], FORMS, net=net, task=task, side=side):
+                    own.append({"net": net, "task": task, **row})
                     print(json.dumps(own[-1]), file=sys.stderr, flush=True)
     for threads, net in [*((1, net) for net in (MAIN[:2] if few else zoo.NETS)), *([] if few else [(2, MAIN[0])])]:
         for task, side in sides.items():
-            found = in_process("together", threads, True, net=net, task=task, side=side, rounds=rounds)
+            found = end(start("together", threads, True, net=net, task=task, side=side, rounds=rounds[task]))
             turns.append({"net": net, "task": task, "threads": threads, **found})
             if "error" not in found:
                 best = statistics.median(found["seconds"]["ours"])
                 turns[-1]["share"] = share(net, task, side, best, limit[str(threads)])
             print(json.dumps(turns[-1]), file=sys.stderr, flush=True)
-    compiled = in_process(
-        "alone", 1, True, net=MAIN[0], form="ours", task="inference", side=sides["inference"], rounds=rounds,
-        compiled=True,
-    )  # fmt: skip
+    arguments = {"net": MAIN[0], "task": "inference", "side": sides["inference"], "compiled": True}
+    (compiled,) = in_turns(1, rounds["inference"], ["ours"], **arguments)
     return {"sides": sides, "limits": limit, "own": own, "turns": turns, "compiled": compiled}
 
 
-def median_of(row: dict[str, Any], form: str | None = None) -> float:
-    seconds = row["seconds"] if form is None else row["seconds"][form]
-    return statistics.median(seconds)
+def faster(literal: list[float], ours: list[float]) -> float:
+    """The median of the rounds' ratios: a machine that slows down slows both."""
+    return statistics.median(a / b for a, b in zip(literal, ours, strict=True))
 
 
 def spread(seconds: list[float]) -> str:
@@ -230,14 +252,14 @@ def spread(seconds: list[float]) -> str:
 
 
 def shipped(facts: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """As shipped against as published: ratios of medians, and of peaks beyond what the process had before the net."""
+    """As shipped against as published: of times, and of peaks beyond what the process had before the net."""
     for ours in facts["own"]:
         key = (ours["net"], ours["task"], ours["threads"])
         literal = next(r for r in facts["own"] if (r["net"], r["task"], r["threads"]) == key and r["form"] == "literal")
         if ours["form"] == "ours" and "error" not in ours and "error" not in literal:
             yield {
                 "net": key[0], "task": key[1], "threads": key[2], "literal": literal, "ours": ours,
-                "faster": median_of(literal) / median_of(ours), "peak": ours["peak"] / literal["peak"],
+                "faster": faster(literal["seconds"], ours["seconds"]), "peak": ours["peak"] / literal["peak"],
                 "peak_beyond": (ours["peak"] - ours["before"]) / (literal["peak"] - literal["before"]),
             }  # fmt: skip
 
@@ -259,11 +281,11 @@ def markdown(facts: dict[str, Any]) -> str:
         f"{' with local changes' if made['dirty'] else ''}; {machine['cpu']}, {machine['cores']} cores; load "
         f"{facts['load'][0]:.1f} before and {facts['load'][1]:.1f} after; the host took {facts['stolen']:.0%} of them "
         "for others meanwhile.", "",
-        "Milliseconds: median (least–most), of the CPU on one thread, by the clock on two. Training: a step of AdamW, "
-        f"batch 4, {facts['sides']['training']}²; inference: one image, {facts['sides']['inference']}². float32. "
+        "Milliseconds: median (least–most), of the CPU on one thread, by the clock on two; *times faster*: median of "
+        f"the rounds' ratios. Training: a step of AdamW, batch 4, {facts['sides']['training']}²; inference: one image, {facts['sides']['inference']}². float32. "
         "Peaks are the process's largest resident memory, 10⁶ bytes; *beyond* is the ratio without what it had before "
         "the net.", "",
-        "## As shipped against as published, a process each", "",
+        "## As shipped against as published, a process each, in turns", "",
         "| net | task | threads | literal, ms | ours, ms | times faster | peak literal | ours | ratio | beyond |",
         "|---|---|---:|---:|---:|---:|---:|---:|---:|---:|",
     ]  # fmt: skip
@@ -283,14 +305,14 @@ def markdown(facts: dict[str, Any]) -> str:
         if "error" in row:
             lines.append(f"{head} {row['error']} | | | | |")
             continue
-        ratio = median_of(row, "literal") / median_of(row, "ours")
+        ratio = faster(**row["seconds"])
         lines.append(
             f"{head} {spread(row['seconds']['literal'])} | {spread(row['seconds']['ours'])} | {ratio:.2f} | "
             f"{row['share']['arithmetic']:.0%} | {row['share']['bandwidth']:.0%} |"
         )
     measured = {("as shipped", p["net"], p["task"]): p["faster"] for p in pairs if p["threads"] == 1}
     measured |= {
-        ("same process", r["net"], r["task"]): median_of(r, "literal") / median_of(r, "ours")
+        ("same process", r["net"], r["task"]): faster(**r["seconds"])
         for r in facts["turns"] if r["threads"] == 1 and "error" not in r
     }  # fmt: skip
     lines += ["", "## What was asked for", ""]
@@ -355,7 +377,7 @@ def plot(facts: dict[str, Any]) -> go.Figure:
     for task, colour in (("training", "#0072b2"), ("inference", "#d55e00")):
         own = [row for row in facts["turns"] if row["task"] == task and row["threads"] == 1 and "error" not in row]
         figure.add_bar(
-            x=[row["net"] for row in own], y=[median_of(row, "literal") / median_of(row, "ours") for row in own],
+            x=[row["net"] for row in own], y=[faster(**row["seconds"]) for row in own],
             name=f"{task}, same process", marker_color=colour,
         )  # fmt: skip
         pairs = [pair for pair in shipped(facts) if pair["task"] == task and pair["threads"] == 1]

@@ -21,6 +21,9 @@ CHUNK = 1 << 17
 ROWS = 1024
 """The least rows of a 1x1 convolution's backward pass at a time."""
 
+HEAVY = 1 << 20
+"""From so many weights on a convolution may be heavy: 4 MiB, more than a core's cache."""
+
 IN_PLACE = frozenset({"relu", "add"})
 """Rows that write their output over their first input; in inference norms do, too."""
 
@@ -28,6 +31,16 @@ IN_PLACE = frozenset({"relu", "add"})
 def is_channel_conv(row: Row) -> bool:
     """Whether a row is a 1x1 convolution that is a matrix product of all positions."""
     return row.op == "conv" and row.kernel == row.stride == row.groups == 1
+
+
+def is_heavy(row: Row) -> bool:
+    """Whether a row is a convolution whose weights are laid out for small images: (C', C, k, k) contiguous."""
+    return row.op == "conv" and row.kernel > 1 and row.groups == 1 and _weights(row) >= HEAVY
+
+
+def is_heavier(row: Row, batch: int) -> bool:
+    """Whether a heavy convolution reads fewer elements than it has weights, and is done on contiguous copies."""
+    return is_heavy(row) and batch * _elements_in(row) < _weights(row)
 
 
 def taken_in(rows: Sequence[Row], indices: Iterable[int]) -> tuple[dict[int, list[int]], set[int]]:
@@ -110,6 +123,7 @@ def _folding(row: Row) -> int:
 
 
 SCRATCH: dict[str, Callable[[Row], int]] = {
+    "conv": lambda row: max(_copied_in(row, 1), _copied_out(row, 1)),
     "norm": lambda row: 3 * row.c_out,  # 1 / σ, scale and shift
     "maxpool": lambda row: 2 * row.elements,  # where each maximum stood, as int64
     "spatial": lambda row: (
@@ -225,6 +239,9 @@ def training_peak_bytes(
             if source not in wide or narrow == BYTES:
                 kept.append(heap.hold(storage[source]))
             storage[index] = heap.new(size(index))
+            if narrow == BYTES:
+                heap.drop(heap.new(BYTES * _copied_in(row, batch)))
+                heap.drop(heap.new(BYTES * _copied_out(row, batch)))
             learns.add(index)
         elif row.op in IN_PLACE:
             storage[index] = heap.hold(storage[source])
@@ -330,7 +347,11 @@ def training_peak_bytes(
             if row.parameters:
                 if narrow < BYTES and row.op != "norm":
                     heap.drop(heap.new((BYTES + narrow) * row.parameters))
+                copies = narrow == BYTES and heap.new(BYTES * (_copied_out(row, batch) + _copied_in(row, batch)))
                 heap.new(BYTES * row.parameters)  # stays: the gradient of the weights
+                if copies is not False:
+                    heap.drop(copies)
+                    heap.drop(heap.new(BYTES * _copied_in(row, batch) * (onward is not None)))
             if onward is not None:
                 give(source, onward, False)
         for key in saved[index]:
@@ -353,3 +374,18 @@ def _buffers(row: Row) -> int:
 
 def _elements_in(row: Row) -> int:
     return row.c_in * row.h_in * row.w_in
+
+
+def _weights(row: Row) -> int:
+    """Of a convolution, without its bias."""
+    return row.c_out * row.c_in // row.groups * row.kernel**2
+
+
+def _copied_in(row: Row, batch: int) -> int:
+    """Elements of a contiguous copy of a heavier convolution's input; one position is contiguous as it is."""
+    return batch * _elements_in(row) if is_heavier(row, batch) and row.h_in * row.w_in > 1 else 0
+
+
+def _copied_out(row: Row, batch: int) -> int:
+    """Elements of its output, or of its gradient, before they are channels-last or contiguous."""
+    return batch * row.elements if is_heavier(row, batch) and row.h_out * row.w_out > 1 else 0

@@ -106,7 +106,8 @@ def batch_norm(layer: nn.BatchNorm2d, x: Tensor, *, relu: bool) -> Tensor:
     rows = rows_of(x)
     norm = norm_of(layer, rows)
     if torch.is_grad_enabled():
-        return image_of(_Normed.apply(rows, *norm, relu), x)  # type: ignore[no-untyped-call]
+        out: Tensor = _Normed.apply(x, *norm, relu)  # type: ignore[no-untyped-call]
+        return out
     _apply(rows, rows, norm, relu)
     return image_of(rows, x)
 
@@ -130,6 +131,18 @@ def channel_conv(conv: nn.Conv2d, x: Tensor, *, relu: bool, norm: nn.BatchNorm2d
                 does = None
             out = _linear(rows, weight, conv.bias, does, relu, type_)
     return image_of(out, x)
+
+
+def heavy_conv(conv: nn.Conv2d, x: Tensor) -> Tensor:
+    """``conv`` of (B, C, H, W) that has fewer elements than the weights: contiguous copies are convolved.
+
+    The library reorders weights at every call, those of a channels-last convolution several times more slowly.
+    """
+    stride, padding = conv.stride, conv.padding
+    if torch.is_grad_enabled():
+        out: Tensor = _HeavyConv.apply(x, conv.weight, conv.bias, stride, padding)  # type: ignore[no-untyped-call]
+        return out
+    return _contiguously(x, conv.weight, conv.bias, stride, padding)
 
 
 def unshuffled_conv(conv: nn.Conv2d, x: Tensor, scale: int, *, relu: bool) -> Tensor:
@@ -174,22 +187,24 @@ def _through_statistics(norm: Norm, n: int, to_weight: Tensor, to_bias: Tensor) 
 
 
 class _Normed(torch.autograd.Function):
-    """Batch norm, and ReLU where asked, of (N, C)."""
+    """Batch norm, and ReLU where asked, of (B, C, H, W)."""
 
     @staticmethod
     def forward(
-        ctx: Any, rows: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, inverse: Tensor, of_batch: bool, relu: bool
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, inverse: Tensor, of_batch: bool, relu: bool
     ) -> Tensor:  # fmt: skip
-        out = torch.empty_like(rows)
-        _apply(rows, out, Norm(weight, bias, mean, inverse, of_batch), relu)
-        ctx.save_for_backward(rows, weight, bias, mean, inverse, out if relu else None)
+        out = torch.empty_like(x)  # no view, or autograd would copy gradients where the output is written over
+        to = out.permute(0, 2, 3, 1).view(-1, x.shape[1])
+        _apply(rows_of(x), to, Norm(weight, bias, mean, inverse, of_batch), relu)
+        ctx.save_for_backward(x, weight, bias, mean, inverse, out if relu else None)
         ctx.of_batch = of_batch
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-        rows, weight, bias, mean, inverse, out = ctx.saved_tensors
+        image, weight, bias, mean, inverse, out = ctx.saved_tensors
+        rows, g, out = rows_of(image), rows_of(g), None if out is None else rows_of(out)  # (N, C)
         norm = Norm(weight, bias, mean, inverse, ctx.of_batch)
         to_rows = torch.empty_like(rows)  # first what comes through the ReLU
         to_weight, to_bias = torch.zeros_like(mean), torch.zeros_like(mean)  # (C,)
@@ -207,7 +222,7 @@ class _Normed(torch.autograd.Function):
                 torch.mul(incoming, scale, out=passed)
                 continue
             torch.addcmul(torch.addcmul(constant, x, factor), incoming, scale, out=passed)
-        return to_rows, to_weight, to_bias, None, None, None, None
+        return image_of(to_rows, image), to_weight, to_bias, None, None, None, None
 
 
 class _Conved(torch.autograd.Function):
@@ -263,3 +278,33 @@ class _Conved(torch.autograd.Function):
             for x, passed in _chunks(rows, to_rows):
                 passed.addcmul_(x, factor.to(passed.dtype)).add_(constant.to(passed.dtype))
         return to_rows, to_weight, to_bias, to_gamma, to_beta, *[None] * 5
+
+
+class _HeavyConv(torch.autograd.Function):
+    """``heavy_conv`` and its gradient."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, stride: tuple[int, ...], padding: tuple[int, ...]
+    ) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.how = (None if bias is None else [len(bias)]), stride, padding
+        return _contiguously(x, weight, bias, stride, padding)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        biases, stride, padding = ctx.how
+        wanted = [ctx.needs_input_grad[0], True, biases is not None]
+        to_x, to_weight, to_bias = torch.ops.aten.convolution_backward(
+            g.contiguous(), x.contiguous(), weight, biases, stride, padding, [1, 1], False, [0, 0], 1, wanted
+        )
+        if to_x is not None:
+            to_x = to_x.contiguous(memory_format=torch.channels_last)
+        return to_x, to_weight, to_bias, None, None
+
+
+def _contiguously(x: Tensor, weight: Tensor, bias: Tensor | None, stride: Any, padding: Any) -> Tensor:
+    out = F.conv2d(x.contiguous(), weight, bias, stride, padding)
+    return out.contiguous(memory_format=torch.channels_last)

@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from onenet_bench.memory import is_channel_conv, taken_in
-from onenet_bench.models.fused import batch_norm, channel_conv, unshuffled_conv
+from onenet_bench.memory import is_channel_conv, is_heavy, taken_in
+from onenet_bench.models.fused import batch_norm, channel_conv, heavy_conv, unshuffled_conv
 from onenet_bench.models.layers import SpatialConv, channels_last, pixel_shuffle, pixel_unshuffle
 from onenet_bench.plan import Plan, Row, check_resolution, plan
 from onenet_bench.spec import NetSpec
@@ -76,7 +76,7 @@ class UNet(nn.Module):
         for index, row in enumerate(self._plan.rows):
             if row.op in MODULES:
                 modules[index] = MODULES[row.op](row)
-                if row.op in ("conv", "up"):
+                if row.op in ("conv", "up") and not is_heavy(row):
                     weight = modules[index].get_parameter("weight")
                     weight.data = weight.data.contiguous(memory_format=torch.channels_last)
                 _attach(self, row.name, modules[index])
@@ -176,10 +176,17 @@ def _together(step: _Step, inputs: list[Tensor]) -> Tensor:
         return SHAPE_MOVERS[step.row.op](inputs[0], step.row.stride)
     if isinstance(step.module, nn.Conv2d) and is_channel_conv(step.row):
         return channel_conv(step.module, inputs[0], relu=step.relu, norm=step.norm)
+    if isinstance(step.module, nn.Conv2d) and is_heavy(step.row) and _outweighs(step.module, inputs[0]):
+        return heavy_conv(step.module, inputs[0])
     if step.module is not None:
         out: Tensor = step.module(inputs[0])
         return out
     return ACTIONS[step.row.op](step.row, inputs)
+
+
+def _outweighs(conv: nn.Conv2d, x: Tensor) -> bool:
+    """Whether its weights are more than its input; autocast would need copies of both, and has its own."""
+    return x.numel() < conv.weight.numel() and not torch.is_autocast_enabled("cpu")
 
 
 def _attach(root: nn.Module, path: str, module: nn.Module) -> None:
