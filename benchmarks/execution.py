@@ -282,7 +282,8 @@ def markdown(facts: dict[str, Any]) -> str:
         f"{facts['load'][0]:.1f} before and {facts['load'][1]:.1f} after; the host took {facts['stolen']:.0%} of them "
         "for others meanwhile.", "",
         "Milliseconds: median (least–most), of the CPU on one thread, by the clock on two; *times faster*: median of "
-        f"the rounds' ratios. Training: a step of AdamW, batch 4, {facts['sides']['training']}²; inference: one image, {facts['sides']['inference']}². float32. "
+        f"the rounds' ratios. Training: a step of AdamW, batch 4, {facts['sides']['training']}²; inference: one image, "
+        f"{facts['sides']['inference']}². float32. "
         "Peaks are the process's largest resident memory, 10⁶ bytes; *beyond* is the ratio without what it had before "
         "the net.", "",
         "## As shipped against as published, a process each, in turns", "",

@@ -35,7 +35,7 @@ from onenet_bench.errors import RecipeError, SpaceError, SpecError
 from onenet_bench.pareto import Box, Objective, non_dominated
 from onenet_bench.recipe import Recipe
 from onenet_bench.record import Record, Status
-from onenet_bench.screen import MOST, SCREENED, screen
+from onenet_bench.screen import MOST, SCREENED, Screening, screen
 from onenet_bench.search.gain import cells, expected_gain, expected_improvement
 from onenet_bench.search.parameters import distributions
 from onenet_bench.search.surrogate import Floats, Ints, Many, Singles, Surrogate, fit, similarity
@@ -52,7 +52,7 @@ FEATURED = ("parameters", "macs", "activation_bytes", "peak_inference_mib")
 """The costs that the surrogate sees."""
 
 DRAWN = 1 << 18
-"""Combinations that are drawn from a space which is too large to be enumerated …"""
+"""Candidates at a time: combinations of a space that is too large to be enumerated, or nets of one that has more …"""
 
 RENEWED = 50
 """… and after how many trials they are drawn anew."""
@@ -87,21 +87,17 @@ class Net:
 
 
 class Candidates:
-    """All distinct nets of a space that fit a budget, one row each.
+    """Distinct nets of a space that fit a budget, one row each: all of them, or so many as are drawn.
 
     ``options`` (rows, choices) are indices into the choices' options, ``costs`` the screened costs. ``features``
     (rows, d) run from 0 to 1: an ordered choice by rank, another one column per option, and logarithms of costs;
     ``groups`` (d,) numbers the choice or cost behind each column.
     """
 
-    def __init__(
-        self, space: SearchSpace, resolution: int, classes: int, in_channels: int, budget: Sequence[Budget],
-        featured: Sequence[str], draw: int, canonical: bool = True,
-    ) -> None:  # fmt: skip
-        most = MOST if space.size <= MOST else DRAWN
-        screening = screen(space, resolution, classes=classes, in_channels=in_channels, most=most, seed=draw)
-        rows = np.flatnonzero(screening.fits(budget) & (screening.distinct | (not canonical)))
-        self.space, self.resolution, self.classes, self.in_channels = space, resolution, classes, in_channels
+    def __init__(self, screening: Screening, rows: Ints, featured: Sequence[str]) -> None:
+        self.space = space = screening.space
+        self.resolution = screening.resolution
+        self.classes, self.in_channels = screening.classes, screening.in_channels
         self.options = np.stack([screening.options[name][rows] for name in space.choices], axis=1)
         self.costs = {name: screening.costs[name][rows] for name in SCREENED}
         self._featured = tuple(featured)
@@ -178,14 +174,27 @@ class Candidates:
         return np.concatenate(columns, axis=1)
 
 
+@lru_cache(maxsize=1)
+def _fitting(
+    space: str, resolution: int, classes: int, in_channels: int, budget: tuple[Budget, ...], canonical: bool, draw: int
+) -> tuple[Screening, Ints]:
+    """A ``space`` in JSON as it was screened, or a ``draw`` of it, and the rows of its nets that fit."""
+    reached = SearchSpace.from_dict(json.loads(space))
+    most = MOST if reached.size <= MOST else DRAWN
+    screening = screen(reached, resolution, classes=classes, in_channels=in_channels, most=most, seed=draw)
+    return screening, np.flatnonzero(screening.fits(budget) & (screening.distinct | (not canonical)))
+
+
 @lru_cache(maxsize=2)
 def candidates(
-    space: str, resolution: int, classes: int, in_channels: int, budget: tuple[Budget, ...], featured: tuple[str, ...],
-    draw: int, canonical: bool,
+    question: tuple[str, int, int, int], budget: tuple[Budget, ...], featured: tuple[str, ...], canonical: bool,
+    drawn: int, draw: int,
 ) -> Candidates:  # fmt: skip
-    """Candidates of a ``space`` in JSON, made once per process."""
-    reached = SearchSpace.from_dict(json.loads(space))
-    return Candidates(reached, resolution, classes, in_channels, budget, featured, draw, canonical)
+    """Made once per process, or by the ``draw`` where there are too many for all; combinations by ``drawn``."""
+    screening, rows = _fitting(*question, budget, canonical, drawn)
+    if len(rows) > DRAWN:
+        rows = np.sort(np.random.default_rng(draw).choice(rows, DRAWN, replace=False))
+    return Candidates(screening, rows, featured)
 
 
 # The sampler ---------------------------------------------------------------------------------------------
@@ -296,11 +305,12 @@ class FrontierSampler(BaseSampler):
     # What is known ---------------------------------------------------------------------------------------
 
     def _candidates(self, number: int) -> Candidates:
-        draw = 0
-        if self._space.size > MOST:
-            draw = int(np.random.SeedSequence([self._seed, number // RENEWED]).generate_state(1)[0])
+        draw = int(np.random.SeedSequence([self._seed, number // RENEWED]).generate_state(1)[0])
+        drawn = draw if self._space.size > MOST else 0  # of combinations
+        if not drawn and len(_fitting(*self._question, self._budget, self.canonical, 0)[1]) <= DRAWN:
+            draw = 0
         featured = tuple(dict.fromkeys([*self.featured, *(o.name for o in self._objectives if o.name in self.known)]))
-        return candidates(*self._question, self._budget, featured, draw, self.canonical)
+        return candidates(self._question, self._budget, featured, self.canonical, drawn, draw)
 
     def _past(self, study: Study, found: Candidates) -> Past:
         trials: list[tuple[TrialState, list[float] | None, Any, Net]] = []  # with what their nets are known by

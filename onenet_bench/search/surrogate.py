@@ -40,8 +40,14 @@ BLOCK = 1 << 12
 CHUNK = 32
 """Observations whose columns are made, and kept, together."""
 
-KEPT = 1 << 25
-"""Kernel entries that are kept at most: 128 MiB."""
+KEPT = 1 << 26
+"""Kernel entries that are kept at most: 256 MiB."""
+
+BASIS = 256
+"""Of more observations the posterior is written in so many that say the most, and in those since they were chosen."""
+
+JITTER = 1e-6
+"""On the basis's own covariance, which could not be inverted in double precision otherwise."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -191,7 +197,11 @@ def standardised(values: Floats) -> tuple[Floats, float, float]:
 class Surrogate:
     """The posterior, given ``values`` (n,) at ``features`` (n, d) and hyperparameters. ``pending`` (p, d) are
     candidates whose values are not known yet: they are taken to be as predicted, which makes their surroundings
-    surer and moves no mean (Ginsbourger et al., 2010, the kriging believer)."""
+    surer and moves no mean (Ginsbourger et al., 2010, the kriging believer).
+
+    It is exact up to BASIS observations. Of more, all are learnt from, through a basis of m of them (Snelson &
+    Ghahramani, 2006; FITC in Quiñonero-Candela & Rasmussen, 2005), so that neither a prediction's time nor what
+    ``Many`` keeps grows with n."""
 
     def __init__(
         self, hyperparameters: Hyperparameters, features: Floats, groups: Ints, values: Floats, pending: Floats
@@ -199,15 +209,23 @@ class Surrogate:
         self._scales = 1 / hyperparameters.lengths[groups]  # (d,)
         self._noise = hyperparameters.noise
         y, self._mean, self._deviation = standardised(values)
-        self._points = np.concatenate([features, pending]) * self._scales  # (n + p, d)
-        covariance = matern(squared_distances(self._points, self._points))
-        covariance[np.diag_indices(len(covariance))] += self._noise
         n = len(y)
+        told = features * self._scales  # (n, d)
+        seen = np.concatenate([told, pending * self._scales])  # (n + p, d)
+        rows = np.arange(n) if n <= BASIS else basis(told)
+        self._points = np.concatenate([told[rows], seen[n:]])  # (m + p, d)
         self._weights = np.zeros(len(self._points))
-        self._weights[:n] = np.linalg.solve(covariance[:n, :n], y)
-        self._inverse = np.linalg.inv(covariance)
-        variance = (float(y @ self._weights[:n]) + 1) / (n + 1)
-        self._signal = math.sqrt(variance) * self._deviation
+        if n <= BASIS:
+            covariance = matern(squared_distances(seen, seen))
+            covariance[np.diag_indices(len(covariance))] += self._noise
+            self._weights[:n] = np.linalg.solve(covariance[:n, :n], y)
+            self._inverse = np.linalg.inv(covariance)
+            explained = float(y @ self._weights[:n])
+        else:
+            self._weights[: len(rows)], explained, self._inverse = _projected(told[rows], told, self._noise, y)
+            if len(pending):
+                *_, self._inverse = _projected(self._points, seen, self._noise, np.append(y, np.zeros(len(pending))))
+        self._signal = math.sqrt((explained + 1) / (n + 1)) * self._deviation
 
     def predict(self, features: Floats) -> tuple[Floats, Floats]:
         """Mean and standard deviation (q,), without noise, at ``features`` (q, d)."""
@@ -230,8 +248,49 @@ class Surrogate:
             np.maximum(alike, most, out=alike)
         off = many.rounding(self._scales)
         least = mean.astype(np.float64) - off * float(np.abs(self._weights).sum())
-        left = 1 - np.maximum(alike.astype(np.float64) - off, 0) ** 2 / (1 + self._noise)
+        left = 1 - np.maximum(alike.astype(np.float64) - off, 0) ** 2 / (1 + self._noise + JITTER)
         return self._mean + self._deviation * least, self._signal * np.sqrt(left)
+
+
+def basis(points: Floats) -> Ints:
+    """The rows of ``points`` (n, d), features over lengths, that a posterior is written in: BASIS of the first
+    n - n mod CHUNK, and all after them, which changes with every CHUNK of observations only.
+
+    Each is the one that those before it explain the least: a Cholesky decomposition of the covariance that pivots.
+    """
+    n = len(points) // CHUNK * CHUNK
+    return np.concatenate([_pivots(points[:n].tobytes(), points.shape[1]), np.arange(n, len(points))])
+
+
+@lru_cache(maxsize=8)
+def _pivots(points: bytes, d: int) -> Ints:
+    x = np.frombuffer(points).reshape(-1, d)  # (n, d)
+    unexplained = np.ones(len(x))  # of the variance, 1 everywhere
+    columns = np.empty((len(x), BASIS))  # of the Cholesky factor
+    rows = np.empty(BASIS, dtype=np.int64)
+    for i in range(BASIS):
+        rows[i] = row = int(unexplained.argmax())
+        column = matern(squared_distances(x, x[row : row + 1]))[:, 0] - columns[:, :i] @ columns[row, :i]
+        columns[:, i] = column / math.sqrt(max(unexplained[row], JITTER))
+        unexplained -= columns[:, i] ** 2
+        unexplained[rows[: i + 1]] = -1.0  # chosen
+    return rows
+
+
+def _projected(points: Floats, seen: Floats, noise: float, y: Floats) -> tuple[Floats, float, Floats]:
+    """Of a posterior in the basis ``points`` (m, d) that was told ``y`` (n,) at ``seen`` (n, d): the weights (m,) of
+    its mean, the squared length of y by the inverse covariance, and the matrix (m, m) by which the variance of a
+    point falls, given its correlations with the basis. What the basis leaves unexplained of an observation is noise.
+    """
+    own = matern(squared_distances(points, points))
+    own[np.diag_indices(len(own))] += JITTER
+    root = np.linalg.inv(np.linalg.cholesky(own))  # (m, m): root · own · rootᵀ = 1
+    reach = root @ matern(squared_distances(points, seen))  # (m, n)
+    every = noise + np.maximum(1 - (reach * reach).sum(axis=0), 0)  # (n,)
+    inner = np.linalg.inv(np.eye(len(points)) + (reach / every) @ reach.T)
+    at = inner @ (reach @ (y / every))  # (m,)
+    explained = float((y / every) @ (y - at @ reach))
+    return root.T @ at, explained, root.T @ (np.eye(len(points)) - inner) @ root
 
 
 class Many:

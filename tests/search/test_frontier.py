@@ -165,9 +165,12 @@ def test_a_budget_on_the_memory_of_training_is_held_too() -> None:
         study_of(budget=limit)
 
 
-def test_a_space_too_large_is_sampled_anew_every_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(frontier, "MOST", 100)
+@pytest.mark.parametrize("most", [100, frontier.MOST])  # combinations, or nets that fit, are drawn
+def test_a_space_too_large_is_sampled_anew_every_now_and_then(most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(frontier, "MOST", most)
     monkeypatch.setattr(frontier, "DRAWN", 80)
+    frontier._fitting.cache_clear()
+    frontier.candidates.cache_clear()
     monkeypatch.setattr(frontier, "RENEWED", 8)
     study = study_of()
     found = tell_all(study, THREE, 24)

@@ -142,6 +142,60 @@ def test_a_glance_bounds_what_is_predicted() -> None:
     assert len(many._kept) == 3  # for these lengths alone
 
 
+def exactly(monkeypatch: pytest.MonkeyPatch, *of: Any) -> Surrogate:
+    with monkeypatch.context() as patch:
+        patch.setattr(surrogate, "BASIS", len(of[0]))
+        return made(*of)
+
+
+def test_many_observations_are_told_through_a_few(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(surrogate, "BASIS", 128)
+    features, values = data(300)
+    queries = data(500, seed=1)[0]
+    mean, deviation = made(features, values).predict(queries)
+    true_mean, true_deviation = exactly(monkeypatch, features, values).predict(queries)
+    few_mean = made(features[:128], values[:128]).predict(queries)[0]
+    off, few_off = np.abs(mean - true_mean), np.abs(few_mean - true_mean)
+    assert (off < true_deviation).all()
+    assert off.mean() < few_off.mean() / 5  # the others are not forgotten
+    np.testing.assert_allclose(deviation, true_deviation, rtol=0.5)  # a little less sure
+    assert len(made(features, values)._points) == 128 + 300 % surrogate.CHUNK
+
+
+def test_a_basis_of_all_observations_is_exact(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The formulas of a basis are those of the posterior where nothing is left out: all of 32, and the 8 after."""
+    features, values = data(40)
+    pending, queries = data(3, seed=2)[0], data(50, seed=1)[0]
+    wanted = made(features, values, pending).predict(queries)
+    monkeypatch.setattr(surrogate, "BASIS", 32)
+    got = made(features, values, pending)
+    assert len(got._points) == 43
+    np.testing.assert_allclose(got.predict(queries), wanted, rtol=1e-4)
+
+
+def test_a_glance_bounds_what_a_basis_predicts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(surrogate, "BASIS", 64)
+    queries = data(3000, seed=1)[0].astype(np.float32)
+    features, values = data(200)
+    features[::2] = queries[:100]
+    made_of = made(features, values, queries[100:103].astype(np.float64))
+    least, most = made_of.glance(Many(queries))
+    mean, deviation = made_of.predict(queries.astype(np.float64))
+    assert (least <= mean).all()
+    assert (most >= deviation).all()
+    np.testing.assert_allclose(least, mean, atol=1e-2)
+
+
+def test_the_basis_covers_what_was_observed_and_stays_for_a_while() -> None:
+    """Copies of a point say nothing new: one of each comes first."""
+    places = np.random.default_rng(0).random((surrogate.BASIS, 3)) * 5
+    points = np.repeat(places, 2, axis=0)
+    rows = surrogate.basis(points)
+    assert sorted(row // 2 for row in rows.tolist()) == list(range(surrogate.BASIS))
+    more = np.concatenate([points, points[:31]])
+    assert surrogate.basis(more).tolist() == [*rows.tolist(), *range(len(points), len(more))]
+
+
 def test_one_observation_is_enough() -> None:
     mean, deviation = made(*data(1)).predict(data(4, seed=1)[0])
     assert np.isfinite(mean).all()
