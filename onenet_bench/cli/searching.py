@@ -62,7 +62,7 @@ def sweep(
     compiled: Compiled = False,
     latency: Annotated[str | None, typer.Option(help="What latency_ms is timed on: onnxruntime, or torch.")] = None,
     engine: Annotated[str, typer.Option(help="Who runs the trials: local (a process each), or ray.")] = "local",
-    address: Annotated[str | None, typer.Option(help="Of a Ray cluster: auto, or HOST:PORT (one of our own).")] = None,
+    address: Annotated[str | None, typer.Option(help="Of a running Ray: auto, HOST:PORT or ray://HOST:PORT.")] = None,
     cpus_per_trial: Annotated[float | None, typer.Option(help="Ray's CPUs for each trial (its threads).")] = None,
     gpus_per_trial: Annotated[float | None, typer.Option(help="Ray's GPUs for each trial, e.g. 0.25.")] = None,
     trial_limit: Annotated[float | None, typer.Option(min=1, help="Seconds that a trial may take (no limit).")] = None,

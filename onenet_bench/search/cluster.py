@@ -35,13 +35,16 @@ from onenet_bench import data
 from onenet_bench.errors import LedgerError, RecipeError
 from onenet_bench.recipe import Recipe
 from onenet_bench.record import Record, usable_cores
-from onenet_bench.search import trial
+from onenet_bench.search import client, trial
 from onenet_bench.search.core import Core, Job
 from onenet_bench.search.fidelity import length
 from onenet_bench.search.trial import Ended, Epoch, Event, Started, Work
 from onenet_bench.task import Task
 
 CarryOut = Callable[[Work, Callable[[Mapping[str, Any]], bool]], Record]
+
+FINISHED = "FINISHED"
+"""What Tune calls the end of a search."""
 
 MARK = ".driver"
 """The file in a run's folder by which a node knows that it sees the driver's own."""
@@ -68,8 +71,9 @@ class Cluster:
     """Where trials run, and what each of them takes.
 
     ``address`` None starts a Ray of our own on this machine, which ends with the run; "auto" or HOST:PORT takes one
-    that runs. ``cpus`` of a trial are as many as its threads where None. ``gpus`` may be a part of one, for nets so
-    small that several share it; None = one where the device is a GPU.
+    that runs, from one of its machines, "ray://HOST:PORT" from anywhere. ``cpus`` of a trial are as many as its
+    threads where None. ``gpus`` may be a part of one, for nets so small that several share it; None = one where the
+    device is a GPU.
     """
 
     address: str | None = None
@@ -78,17 +82,18 @@ class Cluster:
     dashboard: bool = False
 
     def __post_init__(self) -> None:
-        if self.address is not None and "://" in self.address:
-            raise RecipeError(
-                f"the driver must be a process of the Ray cluster, but {self.address} is a door for clients, through "
-                "which Tune would run away from the run's ledger; start the sweep on a machine of the cluster, with "
-                "--address auto or HOST:PORT"
-            )
+        if self.address is not None and "://" in self.address and not self.is_door:
+            raise RecipeError(f"a cluster's address is auto, HOST:PORT or ray://HOST:PORT, but got {self.address}")
         for name in ("cpus", "gpus"):
             if (value := getattr(self, name)) is not None and not 0 <= value < math.inf:
                 raise RecipeError(f"a trial takes 0 or more {name.upper()[:-1]}s, but got {value:g}")
         if self.gpus is not None and self.gpus > 1 and self.gpus != int(self.gpus):
             raise RecipeError(f"a trial takes a part of one GPU or whole ones, but got {self.gpus:g}")
+
+    @property
+    def is_door(self) -> bool:
+        """Whether the address is that of Ray's client, behind which this process is none of the cluster's."""
+        return self.address is not None and self.address.startswith("ray://")
 
 
 def run(
@@ -128,8 +133,12 @@ def run(
         )  # fmt: skip
         mark = secrets.token_hex(8)
         (folder / MARK).write_text(mark)
+        splits = None if carry_out else _pixels(core.search.task)
         try:
-            _tune(driver, mark, takes, scratch, carry_out)
+            if cluster.is_door:
+                client.run(driver, _tune_away, mark, takes, splits, carry_out)
+            else:
+                _tune(driver, mark, takes, splits, carry_out, scratch=scratch)
         finally:
             (folder / MARK).unlink(missing_ok=True)
 
@@ -150,7 +159,6 @@ class _Driver:
     remote: bool  # there may be nodes that do not see the folder
     limit_s: float | None
     compiled: bool
-    desk: Any = None
     live: dict[str, Job] = field(default_factory=dict)
     histories: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     begun: dict[str, float] = field(default_factory=dict)
@@ -168,15 +176,16 @@ class _Driver:
             self.error = self.error or error
             raise
 
-    def ask(self, name: str) -> dict[str, Any] | None:
-        """What the next trial needs, which Tune calls ``name``; None where there is nothing now."""
+    def ask(self, name: str) -> dict[str, Any] | str | None:
+        """What the next trial needs, which Tune calls ``name``; None where there is nothing now, FINISHED where there
+        will be nothing more."""
         if len(self.live) >= self.workers or (self.waiting and self.live):
             return None
         with self._noting():
             job = self.core.ask()
             self.waiting = job is None
             if job is None:
-                return None
+                return None if self.live else FINISHED
             self.live[name], self.histories[name] = job, []
             asked = trial.work(
                 self.core, job, self.folder, device=self.device, threads=self.threads, compiled=self.compiled
@@ -185,8 +194,10 @@ class _Driver:
             files = _states(self.folder, job.trial) if self.remote else {}
             return {"name": name, "asked": asked, "files": files, "limit_s": self.limit_s}
 
-    def hear(self, name: str, kind: str, content: Any, files: Mapping[str, bytes]) -> None:
-        """One message of one trial, and what it has left behind on its node."""
+    def hear(self, name: str, kind: str, content: Any, files: Mapping[str, bytes]) -> bool | None:
+        """One message of one trial, and what it has left behind on its node. After an epoch: whether it shall go on."""
+        if name not in self.live:
+            return None
         job, history = self.live[name], self.histories[name]
         self.waiting = False
         with self._noting():
@@ -194,7 +205,7 @@ class _Driver:
             if kind == "begun":
                 self.begun[name] = time.monotonic()
             elif kind == "epoch":
-                self.desk.say.remote(name, content["epoch"], self._epoch(job, history, content))
+                return self._epoch(job, history, content)
             elif kind == "full":
                 raise LedgerError(content)
             else:
@@ -203,6 +214,7 @@ class _Driver:
                     self._epoch(job, history, last)
                 ended = Record.from_dict(said) if kind == "record" else trial.failed(self.core, job, said, history)
                 self._end(name, ended)
+        return None
 
     def _epoch(self, job: Job, history: list[dict[str, Any]], progress: dict[str, Any]) -> bool:
         """Whether a trial that has come so far shall go on."""
@@ -247,8 +259,15 @@ def _death(said: str) -> str:
     return f"its process was ended, as the system does when memory runs out ({detail})"
 
 
+def _tune_away(driver: client.Absent, mark: str, *arguments: Any) -> None:
+    """``_tune`` in a process of the cluster."""
+    with _scratch() as scratch, _environment(QUIET):
+        _tune(driver, mark, *arguments, scratch=scratch)
+
+
 def _tune(
-    driver: _Driver, mark: str, takes: Mapping[str, float], scratch: Path, carry_out: CarryOut | None
+    driver: _Driver | client.Absent, mark: str, takes: Mapping[str, float], splits: data.Splits | None,
+    carry_out: CarryOut | None, *, scratch: Path,
 ) -> None:  # fmt: skip
     """Run a fresh Tuner whose every decision is the driver's."""
     import ray
@@ -258,8 +277,7 @@ def _tune(
 
     class Proposals(Searcher):  # type: ignore[misc]
         def suggest(self, trial_id: str) -> Any:
-            asked = driver.ask(trial_id)
-            return Searcher.FINISHED if asked is None and not driver.live else asked
+            return driver.ask(trial_id)
 
         def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None:
             """Its record came with its last word."""
@@ -272,8 +290,10 @@ def _tune(
 
     class Decisions(FIFOScheduler):  # type: ignore[misc]
         def on_trial_result(self, tune_controller: Any, trial: Any, result: Mapping[str, Any]) -> str:
-            if trial.trial_id in driver.live:
-                driver.hear(trial.trial_id, *result["said"])
+            kind, content, files = result["said"]
+            go_on = driver.hear(trial.trial_id, kind, content, files)
+            if go_on is not None:
+                desk.say.remote(trial.trial_id, content["epoch"], go_on)
             return str(TrialScheduler.CONTINUE)  # a trial that is to stop ends by itself, with a record and a state
 
         def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
@@ -287,9 +307,8 @@ def _tune(
     here = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
         ray.get_runtime_context().get_node_id(), soft=False
     )
-    driver.desk = ray.remote(_Desk).options(num_cpus=0, max_concurrency=10_000, scheduling_strategy=here).remote()
-    splits = None if carry_out else _pixels(driver.core.search.task)
-    carried = tune.with_parameters(_carry_out, carry_out=carry_out, splits=splits, desk=driver.desk, mark=mark)
+    desk = ray.remote(_Desk).options(num_cpus=0, max_concurrency=10_000, scheduling_strategy=here).remote()
+    carried = tune.with_parameters(_carry_out, carry_out=carry_out, splits=splits, desk=desk, mark=mark)
     tuner = tune.Tuner(
         tune.with_resources(carried, {name.lower(): amount for name, amount in takes.items()}),
         tune_config=tune.TuneConfig(

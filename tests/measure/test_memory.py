@@ -44,6 +44,15 @@ def test_training_is_the_trackers_within_a_percent_over_random_specs(spec: NetSp
     assert predicted == pytest.approx(memory.tracked_training(spec, side, 3), rel=0.01)
 
 
+@given(specs())
+@settings(max_examples=25)
+def test_the_copies_of_heavy_convolutions_are_counted(spec: NetSpec) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("onenet_bench.memory.HEAVY", 1)
+        test_inference_is_the_trackers_to_the_byte_over_random_specs.hypothesis.inner_test(spec)  # type: ignore[attr-defined]
+        test_training_is_the_trackers_within_a_percent_over_random_specs.hypothesis.inner_test(spec)  # type: ignore[attr-defined]
+
+
 @pytest.mark.parametrize("name", ["unet_4", "onenet_ed_4_spatial"])
 def test_training_in_bf16_is_the_trackers_within_five_percent(name: str) -> None:
     spec = zoo.get(name)

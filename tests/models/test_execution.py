@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from onenet_bench import models, zoo
-from onenet_bench.models import fused
+from onenet_bench import memory, models, zoo
+from onenet_bench.models import fused, unet
 from onenet_bench.models.layers import channels_last, convolve, pixel_shuffle, pixel_unshuffle
 from onenet_bench.spec import NetSpec
 from tests.reference import Reference
@@ -111,6 +111,36 @@ def test_single_precision_is_the_references_too(spec: NetSpec, batch: int) -> No
     with torch.inference_mode():
         close(net(image.float()).double(), wanted, 1e-3)
     close(net(image.float()).double(), wanted, 1e-3)
+
+
+@given(spec=specs(), batch=st.integers(1, 3))
+@settings(max_examples=20)
+def test_heavy_convolutions_are_the_references_too(spec: NetSpec, batch: int) -> None:
+    """Every convolution that has more weights than its input has elements, as if it had millions."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(memory, "HEAVY", 1)
+        test_outputs_gradients_and_statistics_are_the_references.hypothesis.inner_test(spec, batch)  # type: ignore[attr-defined]
+        test_single_precision_is_the_references_too.hypothesis.inner_test(spec, batch)  # type: ignore[attr-defined]
+
+
+def test_only_a_convolution_that_outweighs_its_input_is_heavy(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[tuple[int, ...]] = []
+
+    def noting(conv: nn.Conv2d, x: Tensor) -> Tensor:
+        taken.append(tuple(x.shape))
+        return fused.heavy_conv(conv, x)
+
+    monkeypatch.setattr(unet, "heavy_conv", noting)
+    net = models.build(zoo.get("unet_4")).eval()
+    with torch.inference_mode():
+        net(torch.rand(1, 3, 64, 64))
+        small = list(taken)
+        net(torch.rand(1, 3, 256, 256))
+        with torch.autocast("cpu", torch.bfloat16):
+            net(torch.rand(1, 3, 64, 64))
+    assert small[:2] == [(1, 256, 8, 8), (1, 512, 8, 8)]
+    assert taken[len(small) :][:2] == [(1, 256, 32, 32), (1, 512, 32, 32)]
+    assert len(taken) == 2 * len(small)
 
 
 def test_weights_that_change_between_inferences_are_seen() -> None:

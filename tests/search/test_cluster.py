@@ -14,6 +14,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -200,9 +201,11 @@ class Nodes:
     """A Ray cluster of two nodes with a CPU each, on this machine."""
 
     def __init__(self, scratch: Path) -> None:
-        with socket.socket() as free:
+        with socket.socket() as free, socket.socket() as other:
             free.bind(("127.0.0.1", 0))
-            self.address = f"127.0.0.1:{free.getsockname()[1]}"
+            other.bind(("127.0.0.1", 0))
+            port, door = free.getsockname()[1], other.getsockname()[1]
+        self.address, self.door = f"127.0.0.1:{port}", f"ray://127.0.0.1:{door}"
         token = scratch / "token"
         token.touch(mode=0o600)
         token.write_text("0123456789abcdef" * 4)
@@ -216,8 +219,9 @@ class Nodes:
         self._started: list[subprocess.Popen[bytes]] = []
         try:
             self.head = self._start(
-                "--head", f"--port={self.address.split(':')[1]}", "--include-dashboard=false", f"--temp-dir={scratch}"
-            )
+                "--head", f"--port={port}", f"--ray-client-server-port={door}", "--include-dashboard=false",
+                f"--temp-dir={scratch}",
+            )  # fmt: skip
             self.other = self.add()
         except BaseException:
             self.end()
@@ -248,8 +252,13 @@ class Nodes:
         kill([raylet, *below(raylet)])
 
     def end(self) -> None:
-        pids = [pid for started in self._started for pid in (started.pid, *below(started.pid))]
-        kill(pids)
+        pids: set[int] = set()
+        while new := {pid for started in self._started for pid in (started.pid, *below(started.pid))} - pids:
+            for pid in new:  # or they would start others meanwhile
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGSTOP)
+            pids |= new
+        kill(list(pids))
         for started in self._started:
             started.wait()
 
@@ -264,7 +273,8 @@ def nodes() -> Iterator[Nodes]:
                 yield made
         finally:
             made.end()
-    assert not [pid for pid in below(os.getpid()) if pid not in before and b"ray" in command(pid)]
+    left = [command(pid) for pid in below(os.getpid()) if pid not in before]
+    assert not [words for words in left if b"ray" in words and b"forkserver" not in words]
 
 
 def command(pid: int) -> bytes:
@@ -284,7 +294,8 @@ def test_a_run_of_its_own_ray_ends_as_one_of_the_local_engine(tmp_path: Path) ->
     before = set(below(os.getpid()))
     ours = carry_out(wanted, tmp_path / "ray", cluster.run)
     assert ours.ended == "3 candidates were trained"
-    assert not [pid for pid in below(os.getpid()) if pid not in before and b"ray" in command(pid)]
+    left = [command(pid) for pid in below(os.getpid()) if pid not in before]
+    assert not [words for words in left if b"ray" in words and b"forkserver" not in words]
     carry_out(wanted, tmp_path / "local", local.run)
     assert [row.status for row in accounted(tmp_path / "ray", 3)] == [Status.COMPLETE] * len(ours.records)
     assert bare(tmp_path / "ray") == bare(tmp_path / "local")
@@ -309,6 +320,37 @@ def test_stopping_and_promoting_are_the_same_too(tmp_path: Path, nodes: Nodes) -
     assert events["pause"] > 3
     assert events["promote"] > 0
     assert bare(tmp_path / "ray") == bare(tmp_path / "local")
+
+
+@pytest.mark.slow
+def test_a_run_from_outside_the_cluster_is_the_same_too(tmp_path: Path, nodes: Nodes) -> None:
+    """Through the door of Ray's client: what was trained, what failed, and an error of the driver's own."""
+    door = Cluster(address=nodes.door)
+    carry_out(search(4), tmp_path / "ray", cluster.run, cluster=door, carry_out=fake)
+    carry_out(search(4), tmp_path / "local", local.run, carry_out=fake)
+    accounted(tmp_path / "ray", 4)
+    assert bare(tmp_path / "ray") == bare(tmp_path / "local")
+    carry_out(search(5), tmp_path / "faulty", cluster.run, cluster=door, carry_out=faulty, limit_s=2.0)
+    assert {row.trial for row in accounted(tmp_path / "faulty", 5) if row.status is Status.FAILED} == {1, 2, 3}
+    real = carry_out(search(1, recipe=Recipe(epochs=2, batch=4)), tmp_path / "real", cluster.run, cluster=door)
+    assert [len(row.history) for row in real.records if row.status is Status.COMPLETE] == [2]
+    with pytest.raises(LedgerError, match=r"^no room$"):
+        carry_out(search(1), tmp_path / "full", cluster.run, cluster=door, carry_out=full)
+
+
+@pytest.mark.slow
+def test_ctrl_c_outside_the_cluster_leaves_nothing_behind_the_door(tmp_path: Path, nodes: Nodes) -> None:
+    def interrupting(event: Event) -> None:
+        if isinstance(event, Epoch) and event.progress["epoch"] == 3:
+            raise KeyboardInterrupt
+
+    door = Cluster(address=nodes.door)
+    with pytest.raises(KeyboardInterrupt):
+        carry_out(search(3), tmp_path / "run", cluster.run, cluster=door, workers=2, carry_out=slow, heard=interrupting)
+    began = {event["trial"] for event in ledger.read(tmp_path / "run") if event["event"] == "ask"}
+    assert began
+    carry_out(search(3), tmp_path / "run", cluster.run, cluster=door, workers=2, carry_out=slow)
+    assert {row.status for row in accounted(tmp_path / "run", 3)} <= {Status.COMPLETE, Status.REJECTED}
 
 
 @pytest.mark.slow
@@ -451,8 +493,8 @@ def test_a_node_that_dies_takes_no_trial_with_it(tmp_path: Path, nodes: Nodes, m
 
 
 def test_what_cannot_work_is_refused_in_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(RecipeError, match=r"ray://far:10001 is a door for clients.* --address auto or HOST:PORT$"):
-        Cluster(address="ray://far:10001")
+    with pytest.raises(RecipeError, match=r"is auto, HOST:PORT or ray://HOST:PORT, but got http://far:8265$"):
+        Cluster(address="http://far:8265")
     with pytest.raises(RecipeError, match="a trial takes 0 or more CPUs, but got -1"):
         Cluster(cpus=-1)
     with pytest.raises(RecipeError, match=r"a part of one GPU or whole ones, but got 1\.5"):
