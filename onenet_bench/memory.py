@@ -347,11 +347,11 @@ def training_peak_bytes(
             if row.parameters:
                 if narrow < BYTES and row.op != "norm":
                     heap.drop(heap.new((BYTES + narrow) * row.parameters))
-                copies = narrow == BYTES and heap.new(BYTES * (_copied_out(row, batch) + _copied_in(row, batch)))
+                number = BYTES * (narrow == BYTES)  # of a contiguous copy's; autocast makes none
+                copies = heap.new(number * (_copied_out(row, batch) + _copied_in(row, batch)))
                 heap.new(BYTES * row.parameters)  # stays: the gradient of the weights
-                if copies is not False:
-                    heap.drop(copies)
-                    heap.drop(heap.new(BYTES * _copied_in(row, batch) * (onward is not None)))
+                heap.drop(copies)
+                heap.drop(heap.new(number * _copied_in(row, batch) * (onward is not None)))
             if onward is not None:
                 give(source, onward, False)
         for key in saved[index]:

@@ -81,10 +81,7 @@ def run(driver: Any, tune: Callable[..., None], *arguments: Any) -> None:
     task = ray.remote(_away).options(num_cpus=0, max_retries=0).remote(mailbox, tune, *arguments)
     try:
         letter = mailbox.next.remote()
-        while True:
-            ready, _ = ray.wait([letter, task])
-            if letter not in ready:
-                break
+        while ray.wait([letter, task])[0] == [letter]:
             question = ray.get(letter)
             letter = mailbox.next.remote()
             if question is not None:
@@ -94,14 +91,14 @@ def run(driver: Any, tune: Callable[..., None], *arguments: Any) -> None:
                 except Exception as error:  # noqa: BLE001  which the driver has noted
                     fine, said = False, f"{type(error).__name__}: {error}"
                 mailbox.answer.remote(number, fine, said)
-        try:
-            ray.get(task)
-        except ray.exceptions.RayError as error:
-            if driver.error is None:
-                words = " ".join(str(error).split())
-                raise RecipeError(f"the cluster ended the run ({words[-300:]}); go on with --resume") from error
+        ray.get(task)
+    except (ray.exceptions.RayError, ConnectionError) as error:
+        if driver.error is None:
+            words = " ".join(str(error).split())
+            raise RecipeError(f"the cluster has ended the run, go on with --resume ({words[-300:]})") from error
     finally:
-        ray.cancel(task, force=True)
+        with suppress(ConnectionError):
+            ray.cancel(task, force=True)
     if driver.error is not None:
         raise driver.error
 

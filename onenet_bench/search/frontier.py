@@ -3,8 +3,8 @@
 The costs of a net are exact before it is trained; only its scores are not. So every net within the budget is
 enumerated, the scores alone are learnt (``surrogate``), and the net is proposed whose training is expected to gain
 the most hypervolume, its costs taken as the numbers they are (``gain``). The largest gain is found among all nets,
-not among a sample of them: a bound that is cheap to compute rules most of them out. The first proposals are spread
-over the costs.
+not among a sample of them (up to DRAWN): a bound that is cheap to compute rules most of them out. The first proposals
+are spread over the costs.
 
 A proposal is a function of the seed, the trial's number and the study's trials, so that a study rebuilt from them
 goes on as if it had never stopped.
@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from statistics import NormalDist
 from threading import Lock
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -32,11 +32,11 @@ from optuna.trial import FrozenTrial, TrialState
 from onenet_bench import costs
 from onenet_bench.budget import Budget, excess
 from onenet_bench.errors import RecipeError, SpaceError, SpecError
-from onenet_bench.pareto import Box, Objective, non_dominated
+from onenet_bench.pareto import Box, Objective
 from onenet_bench.recipe import Recipe
 from onenet_bench.record import Record, Status
 from onenet_bench.screen import MOST, SCREENED, Screening, screen
-from onenet_bench.search.gain import cells, expected_gain, expected_improvement
+from onenet_bench.search.gain import cells, expected_gain
 from onenet_bench.search.parameters import distributions
 from onenet_bench.search.surrogate import Floats, Ints, Many, Singles, Surrogate, fit, similarity
 from onenet_bench.space import SearchSpace, is_ordered
@@ -60,14 +60,20 @@ RENEWED = 50
 PROPOSED = "onenet_bench:proposed"
 """A system attribute of a trial: its options. Optuna itself notes them only once they are asked for."""
 
-EXAMINED = 512
-"""Candidates whose gain is bounded more closely at a time, those of the highest bound first …"""
+GROUPS = 1024
+"""Groups of candidates whose costs are alike, at most: their gains are bounded together …"""
+
+EXAMINED = 1024
+"""… candidates whose gains are bounded one by one at a time, those of the best groups first …"""
 
 PREDICTED = 64
 """… and, of these, worked out."""
 
 UNSURE = 1.5
 """A net is predicted to be over a ceiling on latency when it is predicted to be over so many times that."""
+
+TRIED = 1e3
+"""The loss that a candidate is bounded with once it was tried: far beyond what could gain anything."""
 
 SLACK = 1e-5
 """By which bounds are widened, for the rounding of what they are compared with."""
@@ -84,6 +90,15 @@ class Net:
 
     row: int | None
     features: Floats
+
+
+class Groups(NamedTuple):
+    """All candidates, group by group: their ``rows``, where in these each group ``starts``, and the ``least`` values
+    (groups, columns) of each."""
+
+    rows: Ints
+    starts: Ints
+    least: Singles
 
 
 class Candidates:
@@ -113,6 +128,7 @@ class Candidates:
         self._order = np.argsort(codes)
         self._sorted = codes[self._order]
         self._nets: dict[tuple[int, ...], Net | None] = {}
+        self._grouped: dict[tuple[int, ...], Groups] = {}
         self.fitting: dict[Any, bool] = {}
 
     def __len__(self) -> int:
@@ -129,6 +145,20 @@ class Candidates:
     def column(self, cost: str) -> int:
         """Where a cost stands among the features."""
         return len(self.groups) - len(self._featured) + self._featured.index(cost)
+
+    def grouped(self, columns: tuple[int, ...]) -> Groups:
+        """Groups that are alike in these ``columns`` of the features: cut into as many quantiles by each."""
+        if columns not in self._grouped:
+            known, codes = self.features[:, columns], np.zeros(len(self), dtype=np.int64)
+            cuts = int(GROUPS ** (1 / max(1, len(columns))) + 1e-9)
+            for values in known.T:
+                place = np.empty(len(self), dtype=np.int64)
+                place[np.argsort(values, kind="stable")] = np.arange(len(self))
+                codes = codes * cuts + place * cuts // len(self)
+            rows = np.argsort(codes, kind="stable")
+            starts = np.flatnonzero(np.diff(codes[rows], prepend=-1))
+            self._grouped[columns] = Groups(rows, starts, np.minimum.reduceat(known[rows], starts, axis=0))
+        return self._grouped[columns]
 
     def net(self, options: tuple[int, ...]) -> Net | None:
         """The net that ``options`` make, by whichever combination it is a candidate; None where they make none."""
@@ -428,21 +458,21 @@ class FrontierSampler(BaseSampler):
         boxes = cells(points, reference)
 
         known = found.features[:, columns]  # (rows, m - u)
-        bound = np.prod(1 - known.astype(np.float64), axis=1) * (1 + SLACK)
-        best = _best_for_less(points, known) if len(unknown) == 1 else 1.0
         glanced = [
             surrogate.glance(found.many[self._objectives[i].name])
             for i, surrogate in zip(unknown, surrogates, strict=True)
         ]
         least, widest = (np.stack([g[i] for g in glanced], axis=1).astype(np.float32) for i in range(2))  # (rows, u)
-        for loss, deviation in glanced:
-            bound *= expected_improvement(loss, deviation, best)
-        bound[~untried] = -1
+        least[~untried] = TRIED
+        groups = found.grouped(tuple(columns))
+        lowest = np.minimum.reduceat(least[groups.rows], groups.starts, axis=0)  # (groups, u)
+        highest = np.maximum.reduceat(widest[groups.rows], groups.starts, axis=0)
+        bound = expected_gain(boxes, lowest, highest, groups.least) * (1 + 1000 * SLACK)  # singles
         most, row = -1.0, -1
-        for rows in _descending(bound):
-            rows = rows[bound[rows] > most]
-            if not len(rows):
+        for rows, highest_bound in _descending(bound, groups):
+            if highest_bound <= most:
                 break
+            rows = rows[untried[rows]]
             # A gain falls with the mean and rises with the deviation.
             nearer = expected_gain(boxes, least[rows], widest[rows], known[rows]) * (1 + 1000 * SLACK)  # singles
             order = np.argsort(-nearer, kind="stable")
@@ -471,28 +501,17 @@ class FrontierSampler(BaseSampler):
         return np.array([NormalDist().cdf(t) for t in (0.5 - mean) / deviation])
 
 
-def _descending(bound: Floats) -> Iterator[Ints]:
-    """The indices of ``bound``, those of the highest first, in portions that grow."""
-    left, size = np.arange(len(bound)), EXAMINED
-    while len(left):
-        if len(left) > size:
-            order = np.argpartition(-bound[left], size)
-            portion, left = left[order[:size]], left[order[size:]]
-        else:
-            portion, left = left, left[:0]
-        yield np.sort(portion)
-        size *= 2
-
-
-def _best_for_less(points: Floats, known: Singles) -> Floats:
-    """The least loss among ``points`` (n, 1 + k) that cost no more than each of ``known`` (q, k), and 1 at most."""
-    best = np.ones(len(known))
-    columns = known.T.copy()  # (k, q)
-    points = points[non_dominated(points)]
-    for loss, *price in points[np.argsort(-points[:, 0], kind="stable")]:
-        within = [column >= np.float32(p) for column, p in zip(columns, price, strict=True)]
-        np.copyto(best, min(loss, 1), where=np.all(within, axis=0))
-    return best
+def _descending(bound: Floats, groups: Groups) -> Iterator[tuple[Ints, float]]:
+    """The rows of ``groups``, those of the highest ``bound`` first, portion by portion, with the portion's bound."""
+    sizes = np.diff(groups.starts, append=len(groups.rows))
+    order, size, done = np.argsort(-bound, kind="stable"), EXAMINED, 0
+    together = np.cumsum(sizes[order])
+    while done < len(order):
+        after = max(done + 1, int(np.searchsorted(together, size, "right")))
+        portion = order[done:after]
+        rows = [groups.rows[groups.starts[g] : groups.starts[g] + sizes[g]] for g in portion]
+        yield np.sort(np.concatenate(rows)), float(bound[order[done]])
+        done, size = after, int(together[after - 1]) + EXAMINED
 
 
 def _halving(place: int) -> float:

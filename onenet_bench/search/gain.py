@@ -57,7 +57,7 @@ def cells(points: Floats, reference: Floats) -> tuple[Floats, Floats]:
     return lower[full], upper[full]
 
 
-def expected_gain(boxes: tuple[Floats, Floats], mean: Floats, deviation: Floats, known: Floats) -> Floats:
+def expected_gain(boxes: tuple[Floats, Floats], mean: Any, deviation: Any, known: Any) -> Floats:
     """Expected gain (q,) over ``boxes`` (from ``cells``) of nets with independent Gaussian losses, ``mean`` and
     ``deviation`` (q, u), and ``known`` ones (q, m - u)."""
     lower, upper = (corners.astype(mean.dtype) for corners in boxes)

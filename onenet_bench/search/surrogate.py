@@ -37,14 +37,15 @@ LEAST_NOISE = 1e-6
 BLOCK = 1 << 12
 """Queries that are worked on at a time: few enough to stay in the cache."""
 
-CHUNK = 32
+CHUNK = 8
 """Observations whose columns are made, and kept, together."""
 
 KEPT = 1 << 26
 """Kernel entries that are kept at most: 256 MiB."""
 
-BASIS = 256
-"""Of more observations the posterior is written in so many that say the most, and in those since they were chosen."""
+BASIS, RENEWED = 256, 32
+"""Of more observations the posterior is written in so many that say the most, and in those since they were chosen,
+which is done after so many."""
 
 JITTER = 1e-6
 """On the basis's own covariance, which could not be inverted in double precision otherwise."""
@@ -254,11 +255,11 @@ class Surrogate:
 
 def basis(points: Floats) -> Ints:
     """The rows of ``points`` (n, d), features over lengths, that a posterior is written in: BASIS of the first
-    n - n mod CHUNK, and all after them, which changes with every CHUNK of observations only.
+    n - n mod RENEWED, and all after them, which changes with every RENEWED observations only.
 
     Each is the one that those before it explain the least: a Cholesky decomposition of the covariance that pivots.
     """
-    n = len(points) // CHUNK * CHUNK
+    n = len(points) // RENEWED * RENEWED
     return np.concatenate([_pivots(points[:n].tobytes(), points.shape[1]), np.arange(n, len(points))])
 
 

@@ -211,6 +211,7 @@ class Nodes:
         token.write_text("0123456789abcdef" * 4)
         self.environment = {
             "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token), "RAY_USAGE_STATS_ENABLED": "0",
+            "RAY_CLIENT_RECONNECT_GRACE_PERIOD": "2",  # seconds
             # a node that refuses connections counts as dead after two seconds, not after fifteen; a slow one does not
             "RAY_health_check_initial_delay_ms": "0", "RAY_health_check_period_ms": "500",
             "RAY_health_check_timeout_ms": "20000", "RAY_health_check_failure_threshold": "4",
@@ -460,8 +461,14 @@ def test_a_killed_driver_loses_nothing(tmp_path: Path, nodes: Nodes) -> None:
 
 
 @pytest.mark.slow
+def test_a_trial_that_fits_on_no_node_is_refused(tmp_path: Path, nodes: Nodes) -> None:
+    with pytest.raises(RecipeError, match=r"it takes 1 CPUs, 0.25 GPUs, and the largest has 1 CPUs, 0 GPUs"):
+        carry_out(search(1), tmp_path / "run", cluster.run, cluster=Cluster(address=nodes.address, gpus=0.25))
+
+
+@pytest.mark.slow
 def test_a_node_that_dies_takes_no_trial_with_it(tmp_path: Path, nodes: Nodes, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its trial goes on elsewhere from the state that had travelled home. The last test: it breaks the cluster."""
+    """Its trial goes on elsewhere from the state that had travelled home. It breaks the cluster."""
     monkeypatch.setattr(cluster, "MARK", ".elsewhere")
     gate = tmp_path / "gate"
     midway: set[int] = set()
@@ -489,6 +496,23 @@ def test_a_node_that_dies_takes_no_trial_with_it(tmp_path: Path, nodes: Nodes, m
     assert [row["epoch"] for row in again.history] == [*range(1, 10)]
 
 
+@pytest.mark.slow
+def test_a_cluster_that_is_gone_is_one_sentence_outside_of_it(tmp_path: Path, nodes: Nodes) -> None:
+    """The last test: nothing is left of the cluster."""
+
+    def murderous(event: Event) -> None:
+        if isinstance(event, Epoch):
+            nodes.end()
+
+    with pytest.raises(RecipeError, match="the cluster has ended the run, go on with --resume"):
+        carry_out(
+            search(2), tmp_path / "run", cluster.run, cluster=Cluster(address=nodes.door), carry_out=slow,
+            heard=murderous,
+        )  # fmt: skip
+    carry_out(search(2), tmp_path / "run", local.run, carry_out=slow)
+    accounted(tmp_path / "run", 2)
+
+
 # Refusals ----------------------------------------------------------------------------------------------------
 
 
@@ -504,9 +528,3 @@ def test_what_cannot_work_is_refused_in_one_sentence(tmp_path: Path, monkeypatch
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(RecipeError, match=r"which is not installed: pip install 'onenet-bench\[ray\]'"):
         carry_out(search(1), tmp_path / "none", cluster.run)
-
-
-@pytest.mark.slow
-def test_a_trial_that_fits_on_no_node_is_refused(tmp_path: Path, nodes: Nodes) -> None:
-    with pytest.raises(RecipeError, match=r"it takes 1 CPUs, 0.25 GPUs, and the largest has 1 CPUs, 0 GPUs"):
-        carry_out(search(1), tmp_path / "run", cluster.run, cluster=Cluster(address=nodes.address, gpus=0.25))

@@ -128,7 +128,7 @@ def test_a_glance_bounds_what_is_predicted() -> None:
     many = Many(queries)
     every, told = data(101)
     every[::2] = queries[:51]  # as near as can be
-    for n in (1, 31, 32, 33, 100, 101):  # whole chunks are kept from one to the next
+    for n in (1, 7, 8, 9, 100, 101):  # whole chunks are kept from one to the next
         features, values = every[:n], told[:n]
         exact = made(features, values).predict(queries.astype(np.float64))
         least, most = made(features, values).glance(many)
@@ -136,10 +136,10 @@ def test_a_glance_bounds_what_is_predicted() -> None:
         assert (most >= exact[1]).all()
         np.testing.assert_allclose(least, exact[0], atol=1e-2)
         np.testing.assert_array_equal(made(features, values).glance(Many(queries)), (least, most))
-    assert len(many._kept) == 3
+    assert len(many._kept) == 101 // surrogate.CHUNK
     other = Surrogate(Hyperparameters(lengths=2 * LENGTHS, noise=NOISE), every, GROUPS, told, NOBODY)
     np.testing.assert_array_equal(other.glance(many), other.glance(Many(queries)))
-    assert len(many._kept) == 3  # for these lengths alone
+    assert len(many._kept) == 101 // surrogate.CHUNK  # for these lengths alone
 
 
 def exactly(monkeypatch: pytest.MonkeyPatch, *of: Any) -> Surrogate:
@@ -159,7 +159,7 @@ def test_many_observations_are_told_through_a_few(monkeypatch: pytest.MonkeyPatc
     assert (off < true_deviation).all()
     assert off.mean() < few_off.mean() / 5  # the others are not forgotten
     np.testing.assert_allclose(deviation, true_deviation, rtol=0.5)  # a little less sure
-    assert len(made(features, values)._points) == 128 + 300 % surrogate.CHUNK
+    assert len(made(features, values)._points) == 128 + 300 % surrogate.RENEWED
 
 
 def test_a_basis_of_all_observations_is_exact(monkeypatch: pytest.MonkeyPatch) -> None:
