@@ -502,7 +502,7 @@ class FrontierSampler(BaseSampler):
 
 
 def _descending(bound: Floats, groups: Groups) -> Iterator[tuple[Ints, float]]:
-    """The rows of ``groups``, those of the highest ``bound`` first, portion by portion, with the portion's bound."""
+    """The rows of ``groups``, those of the highest ``bound`` first, in portions that grow, each with its bound."""
     sizes = np.diff(groups.starts, append=len(groups.rows))
     order, size, done = np.argsort(-bound, kind="stable"), EXAMINED, 0
     together = np.cumsum(sizes[order])
@@ -511,7 +511,8 @@ def _descending(bound: Floats, groups: Groups) -> Iterator[tuple[Ints, float]]:
         portion = order[done:after]
         rows = [groups.rows[groups.starts[g] : groups.starts[g] + sizes[g]] for g in portion]
         yield np.sort(np.concatenate(rows)), float(bound[order[done]])
-        done, size = after, int(together[after - 1]) + EXAMINED
+        done, size = after, int(together[after - 1])
+        size += max(EXAMINED, size // 2)
 
 
 def _halving(place: int) -> float:
