@@ -47,6 +47,9 @@ BASIS, RENEWED = 256, 32
 """Of more observations the posterior is written in so many that say the most, and in those since they were chosen,
 which is done after so many."""
 
+SUMS = 3
+"""Sums of all observations that bound the deviations of very many queries."""
+
 JITTER = 1e-6
 """On the basis's own covariance, which could not be inverted in double precision otherwise."""
 
@@ -238,19 +241,43 @@ class Surrogate:
         """What very many queries can be at best, in single precision: a lower bound of their means and an upper bound
         of their deviations (q,).
 
-        The deviations know the most similar observation alone; all others can only lower them.
+        The deviations know the most similar observation alone, or SUMS of all observations; whatever else is known
+        can only lower them.
         """
-        weights = self._weights.astype(np.float32)
-        mean, alike = np.zeros(len(many), dtype=np.float32), np.zeros(len(many), dtype=np.float32)
+        rows = np.vstack([self._weights, self._telling()])  # (1 + SUMS, m + p)
+        weights = rows.astype(np.float32)
+        sums = np.zeros((len(rows), len(many)), dtype=np.float32)
+        alike = np.zeros(len(many), dtype=np.float32)
         for start in range(0, len(self._points), CHUNK):
             part = slice(start, start + CHUNK)
             kernel, most = many.kernel(self._scales, self._points[part])
-            mean += weights[part] @ kernel
+            sums += weights[:, part] @ kernel
             np.maximum(alike, most, out=alike)
         off = many.rounding(self._scales)
-        least = mean.astype(np.float64) - off * float(np.abs(self._weights).sum())
-        left = 1 - np.maximum(alike.astype(np.float64) - off, 0) ** 2 / (1 + self._noise + JITTER)
+        slack = off * np.abs(rows).sum(axis=1)  # (1 + SUMS,)
+        least = sums[0].astype(np.float64) - slack[0]
+        falls = np.maximum(alike.astype(np.float64) - off, 0) ** 2 / (1 + self._noise + JITTER)
+        together = np.zeros(len(many))
+        for told, less in zip(sums[1:], slack[1:], strict=True):
+            together += np.maximum(np.abs(told.astype(np.float64)) - less, 0) ** 2
+        left = np.maximum(1 - np.maximum(falls, together), 0)
         return self._mean + self._deviation * least, self._signal * np.sqrt(left)
+
+    def _telling(self) -> Floats:
+        """Weights (SUMS, m + p) of sums of correlations whose squares are, together, no more than what the variance of
+        a point falls by, k · inverse · k; and not much less where many observations say the same.
+
+        Those of inverse · W, orthonormal as W's columns are not, for W the covariance's largest eigenvectors nearly.
+        """
+        m = len(self._points)
+        own = matern(squared_distances(self._points, self._points))
+        w = np.cos(np.pi / m * np.outer(np.arange(m) + 0.5, np.arange(min(SUMS, m))))  # (m, SUMS)
+        for _ in range(3):
+            w = np.linalg.qr(own @ w)[0]
+        reach = self._inverse @ w
+        inner = w.T @ reach
+        inner[np.diag_indices(len(inner))] *= 1 + 1e-9  # for its rounding
+        return np.linalg.solve(np.linalg.cholesky(inner), reach.T)
 
 
 def basis(points: Floats) -> Ints:

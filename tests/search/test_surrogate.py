@@ -173,6 +173,18 @@ def test_a_basis_of_all_observations_is_exact(monkeypatch: pytest.MonkeyPatch) -
     np.testing.assert_allclose(got.predict(queries), wanted, rtol=1e-4)
 
 
+def test_a_glance_knows_what_many_noisy_observations_say_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A single one, however near, says nearly nothing where scores are noise."""
+    features, values = data(100)
+    queries = data(3000, seed=1)[0].astype(np.float32)
+    noisy = Surrogate(Hyperparameters(lengths=10 * LENGTHS, noise=2.0), features, GROUPS, values, NOBODY)
+    most, deviation = noisy.glance(Many(queries))[1], noisy.predict(queries.astype(float))[1]
+    assert (most >= deviation).all()
+    assert (most < 1.2 * deviation).all()
+    monkeypatch.setattr(noisy, "_telling", lambda: np.zeros((1, 100)))
+    assert (noisy.glance(Many(queries))[1] > 3 * deviation).all()
+
+
 def test_a_glance_bounds_what_a_basis_predicts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(surrogate, "BASIS", 64)
     queries = data(3000, seed=1)[0].astype(np.float32)
