@@ -29,6 +29,7 @@ fast: $(INSTALLED)
 
 soak: $(INSTALLED)
 	OMP_NUM_THREADS=1 nice -n 10 $(BIN)/python -m tests.soak
+	OMP_NUM_THREADS=1 nice -n 10 $(BIN)/python -m tests.soak_cluster
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check

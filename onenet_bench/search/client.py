@@ -97,8 +97,9 @@ def run(driver: Any, tune: Callable[..., None], *arguments: Any) -> None:
             words = " ".join(str(error).split())
             raise RecipeError(f"the cluster has ended the run, go on with --resume ({words[-300:]})") from error
     finally:
-        with suppress(ConnectionError):
-            ray.cancel(task, force=True)
+        if ray.util.client.ray.is_connected():  # else Ray would start one of its own to cancel it in
+            with suppress(ConnectionError):
+                ray.cancel(task, force=True)
     if driver.error is not None:
         raise driver.error
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -16,6 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from onenet_bench import memory, models, zoo
 from onenet_bench.models import fused, unet
 from onenet_bench.models.layers import channels_last, convolve, pixel_shuffle, pixel_unshuffle
+from onenet_bench.plan import plan
 from onenet_bench.spec import NetSpec
 from tests.reference import Reference
 from tests.specs import specs
@@ -117,6 +118,7 @@ def test_single_precision_is_the_references_too(spec: NetSpec, batch: int) -> No
 @settings(max_examples=20)
 def test_heavy_convolutions_are_the_references_too(spec: NetSpec, batch: int) -> None:
     """Every convolution that has more weights than its input has elements, as if it had millions."""
+    assume(any(row.op == "conv" and row.kernel > 1 for row in plan(spec, (spec.in_channels, *[spec.total_scale] * 2)).rows))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(memory, "HEAVY", 1)
         test_outputs_gradients_and_statistics_are_the_references.hypothesis.inner_test(spec, batch)  # type: ignore[attr-defined]
@@ -134,13 +136,15 @@ def test_only_a_convolution_that_outweighs_its_input_is_heavy(monkeypatch: pytes
     net = models.build(zoo.get("unet_4")).eval()
     with torch.inference_mode():
         net(torch.rand(1, 3, 64, 64))
-        small = list(taken)
-        net(torch.rand(1, 3, 256, 256))
+        assert taken[:2] == [(1, 256, 8, 8), (1, 512, 8, 8)]
+        assert {c for _, c, *_ in taken} == {256, 512, 1024}
+        taken.clear()
+        net(torch.rand(9, 3, 256, 256))
+        assert {shape[1:] for shape in taken} == {(512, 16, 16), (1024, 16, 16)}
+        taken.clear()
         with torch.autocast("cpu", torch.bfloat16):
             net(torch.rand(1, 3, 64, 64))
-    assert small[:2] == [(1, 256, 8, 8), (1, 512, 8, 8)]
-    assert taken[len(small) :][:2] == [(1, 256, 32, 32), (1, 512, 32, 32)]
-    assert len(taken) == 2 * len(small)
+    assert not taken
 
 
 def test_weights_that_change_between_inferences_are_seen() -> None:

@@ -211,7 +211,7 @@ class Nodes:
         token.write_text("0123456789abcdef" * 4)
         self.environment = {
             "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token), "RAY_USAGE_STATS_ENABLED": "0",
-            "RAY_CLIENT_RECONNECT_GRACE_PERIOD": "2",  # seconds
+            "RAY_CLIENT_RECONNECT_GRACE_PERIOD": "2", "RAY_CLIENT_SERVER_CHECK_CHANNEL_TIMEOUT_S": "180",
             # a node that refuses connections counts as dead after two seconds, not after fifteen; a slow one does not
             "RAY_health_check_initial_delay_ms": "0", "RAY_health_check_period_ms": "500",
             "RAY_health_check_timeout_ms": "20000", "RAY_health_check_failure_threshold": "4",
