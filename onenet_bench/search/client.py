@@ -81,7 +81,7 @@ def run(driver: Any, tune: Callable[..., None], *arguments: Any) -> None:
     task = ray.remote(_away).options(num_cpus=0, max_retries=0).remote(mailbox, tune, *arguments)
     try:
         letter = mailbox.next.remote()
-        while ray.wait([letter, task])[0] == [letter]:
+        while ray.util.client.ray.is_connected() and ray.wait([letter, task])[0] == [letter]:
             question = ray.get(letter)
             letter = mailbox.next.remote()
             if question is not None:
@@ -91,13 +91,17 @@ def run(driver: Any, tune: Callable[..., None], *arguments: Any) -> None:
                 except Exception as error:  # noqa: BLE001  which the driver has noted
                     fine, said = False, f"{type(error).__name__}: {error}"
                 mailbox.answer.remote(number, fine, said)
+        if not ray.util.client.ray.is_connected():
+            raise ConnectionError("Ray's client was cut off")
         ray.get(task)
-    except (ray.exceptions.RayError, ConnectionError) as error:
+    except Exception as error:
         if driver.error is None:
+            if ray.util.client.ray.is_connected() and not isinstance(error, ray.exceptions.RayError):
+                raise
             words = " ".join(str(error).split())
             raise RecipeError(f"the cluster has ended the run, go on with --resume ({words[-300:]})") from error
     finally:
-        if ray.util.client.ray.is_connected():  # else Ray would start one of its own to cancel it in
+        if ray.util.client.ray.is_connected():  # else Ray would start one of its own
             with suppress(ConnectionError):
                 ray.cancel(task, force=True)
     if driver.error is not None:
