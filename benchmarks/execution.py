@@ -331,7 +331,7 @@ def markdown(facts: dict[str, Any]) -> str:
     compiled = facts["compiled"]
     lines += ["", "## torch.compile", "", compiled["error"] if "error" in compiled else (
         f"{MAIN[0]}, inference, one thread: {spread(compiled['seconds'])} ms, after a first call of "
-        f"{compiled['first']:.0f} s of the CPU.{compiled.get('note', '')}")]  # fmt: skip
+        f"{compiled['first']:.0f} s of the CPU.")]  # fmt: skip
     lines += ["", "## CUDA", ""]
     if not facts["cuda"]:
         lines.append("No GPU on this machine: the CUDA part of the script has never run.")

@@ -36,11 +36,10 @@ def rows(folder: Path) -> dict[int, Record]:
 
 
 def timeless(record: Record) -> dict[str, Any]:
-    """What a Record says, without what belongs to the moment: times, and a checkout's commit and changes."""
-    moment = {"time": "", "commit": "", "dirty": ""}
+    """What a Record says, without what belongs to the moment."""
     values = record.to_dict()
     history = [{**epoch, "seconds": 0} for epoch in values["history"]]
-    return {**values, "seconds": 0, "history": history, "provenance": {**values["provenance"], **moment}}
+    return {**values, "seconds": 0, "history": history, "provenance": {**values["provenance"], "time": ""}}
 
 
 def same(folder: Path, other: Path) -> None:
