@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
@@ -274,8 +275,21 @@ def nodes() -> Iterator[Nodes]:
                 yield made
         finally:
             made.end()
-    left = [command(pid) for pid in below(os.getpid()) if pid not in before]
-    assert not [words for words in left if b"ray" in words and b"forkserver" not in words]
+    assert not left(before)
+
+
+def at_work(nodes: Nodes) -> set[int]:
+    """The nodes' workers that are not idle, Ray's own services among them."""
+    pids = [pid for node in (nodes.head, nodes.other) for pid in below(node)]
+    return {pid for pid in pids if (words := command(pid)).startswith(b"ray::") and not words.startswith(b"ray::IDLE")}
+
+
+def left(before: set[int]) -> list[bytes]:
+    """Ray's processes below this one that were not there before. The fork server, which is told where Ray lies, is
+    none of them."""
+    own = forkserver._forkserver._forkserver_pid  # type: ignore[attr-defined]
+    new = [pid for pid in below(os.getpid()) if pid not in before and pid != own]
+    return [words for pid in new if b"ray" in (words := command(pid))]
 
 
 def command(pid: int) -> bytes:
@@ -295,8 +309,7 @@ def test_a_run_of_its_own_ray_ends_as_one_of_the_local_engine(tmp_path: Path) ->
     before = set(below(os.getpid()))
     ours = carry_out(wanted, tmp_path / "ray", cluster.run)
     assert ours.ended == "3 candidates were trained"
-    left = [command(pid) for pid in below(os.getpid()) if pid not in before]
-    assert not [words for words in left if b"ray" in words and b"forkserver" not in words]
+    assert not left(before)
     carry_out(wanted, tmp_path / "local", local.run)
     assert [row.status for row in accounted(tmp_path / "ray", 3)] == [Status.COMPLETE] * len(ours.records)
     assert bare(tmp_path / "ray") == bare(tmp_path / "local")
@@ -345,11 +358,13 @@ def test_ctrl_c_outside_the_cluster_leaves_nothing_behind_the_door(tmp_path: Pat
         if isinstance(event, Epoch) and event.progress["epoch"] == 3:
             raise KeyboardInterrupt
 
-    door = Cluster(address=nodes.door)
+    door, services = Cluster(address=nodes.door), at_work(nodes)
     with pytest.raises(KeyboardInterrupt):
         carry_out(search(3), tmp_path / "run", cluster.run, cluster=door, workers=2, carry_out=slow, heard=interrupting)
-    began = {event["trial"] for event in ledger.read(tmp_path / "run") if event["event"] == "ask"}
-    assert began
+    deadline = time.monotonic() + 60
+    while busy := at_work(nodes) - services:
+        assert time.monotonic() < deadline, [command(pid) for pid in busy]
+        time.sleep(0.1)
     carry_out(search(3), tmp_path / "run", cluster.run, cluster=door, workers=2, carry_out=slow)
     assert {row.status for row in accounted(tmp_path / "run", 3)} <= {Status.COMPLETE, Status.REJECTED}
 
