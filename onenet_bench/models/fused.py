@@ -45,6 +45,8 @@ def image_of(rows: Tensor, like: Tensor) -> Tensor:
 def _chunks(*tensors: Tensor, least: int = 1) -> Iterator[tuple[Tensor, ...]]:
     """The rows of all tensors (N, …) together, as many at a time as of the first fit into a core's cache."""
     number = max(least, CHUNK // tensors[0].shape[1])
+    if len(tensors[0]) <= number:
+        return iter([tensors])
     return zip(*(torch.split(rows, number) for rows in tensors), strict=True)
 
 
@@ -59,6 +61,8 @@ def statistics(rows: Tensor) -> tuple[Tensor, Tensor]:
         means.append(mean)
         squares.append((part - mean).square_().sum(0))
         counts.append(len(part))
+    if len(counts) == 1:
+        return means[0], squares[0] / n
     count = torch.tensor(counts, dtype=torch.float64, device=rows.device)[:, None]  # (chunks, 1)
     every = torch.stack(means).double()  # (chunks, C)
     mean = (every * count).sum(0) / n

@@ -30,6 +30,9 @@ from onenet_bench.training.feed import Feed, tensor_of
 from onenet_bench.training.losses import class_weights, weighted_cross_entropy
 from onenet_bench.training.metrics import SplitMetrics, SplitScores
 
+TOGETHER = 1 << 16
+"""Pixels that are evaluated together where a batch has fewer."""
+
 
 class Samples(Protocol):
     """The images and masks of one split; a read-only memory map will do."""
@@ -331,10 +334,12 @@ def evaluate_split(
 ) -> SplitScores:
     """All scores of ``metrics`` over a split, at the size of the logits, in float32 and evaluation mode.
 
-    ``background_weight`` is the one inside ``ce_weighted``. It is a quarter whatever the training used, so
-    that scores of different recipes can be compared. Raises DataError for a mask value that is no class.
+    Images are taken ``batch`` at a time, or as many as make ``TOGETHER`` pixels where those are more.
+    ``background_weight`` is the one inside ``ce_weighted``. It is a quarter whatever the training used, so that
+    scores of different recipes can be compared. Raises DataError for a mask value that is no class.
     """
     metrics = SplitMetrics(classes, ignore_index)
+    batch = max(batch, TOGETHER // math.prod(samples.images.shape[2:]))
     was_training = net.training
     net.to(device).eval()
     with torch.inference_mode():
