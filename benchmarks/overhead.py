@@ -176,7 +176,7 @@ def tune_run(reuse: bool) -> Callable[[str, int, Times, Path], None]:
     def run(sampler: str, trials: int, times: Times, folder: Path) -> None:
         from ray import tune
 
-        from onenet_bench.search import cluster
+        from onenet_bench.search import connection
 
         class Clock(tune.Callback):  # type: ignore[misc]
             def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **_: Any) -> None:
@@ -188,8 +188,10 @@ def tune_run(reuse: bool) -> Callable[[str, int, Times, Path], None]:
             tune.report({"miou": score, "parameters": 1e3 * score, "macs": 1e6 * score})
 
         choices = {n: tune.choice(list(options)) for n, options in new_search(sampler, trials).space.choices.items()}
-        one = cluster.Cluster()
-        with cluster._scratch() as scratch, cluster._environment(cluster.QUIET), cluster._ray(one, 1, {}, scratch):
+        with (
+            connection.scratch() as scratch, connection.environment(connection.QUIET),
+            connection.to(None, cpus=1, variables={}, scratch=scratch),
+        ):  # fmt: skip
             tune.Tuner(
                 tune.with_resources(train, {"cpu": 1}), param_space=choices,
                 tune_config=tune.TuneConfig(num_samples=trials, max_concurrent_trials=1, reuse_actors=reuse),

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from onenet_bench import ledger
-from onenet_bench.search import cluster
+from onenet_bench.search import cluster, connection
 from onenet_bench.search.cluster import Cluster
 from tests.search.test_cluster import Nodes, accounted, below, carry_out, fake, kill, search, start_driver, told
 
@@ -51,10 +51,10 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     draws = np.random.default_rng(arguments.seed)
-    with cluster._scratch() as scratch, tempfile.TemporaryDirectory() as home:
+    with connection.scratch() as scratch, tempfile.TemporaryDirectory() as home:
         nodes = Nodes(scratch)
         try:
-            with cluster._environment(nodes.environment):
+            with connection.environment(nodes.environment):
                 for number in range(arguments.runs):
                     folder = Path(home, str(number))
                     said = one(folder, nodes, arguments.kills, arguments.trials, draws)

@@ -35,7 +35,7 @@ from onenet_bench import data
 from onenet_bench.errors import LedgerError, RecipeError
 from onenet_bench.recipe import Recipe
 from onenet_bench.record import Record, usable_cores
-from onenet_bench.search import client, trial
+from onenet_bench.search import client, connection, trial
 from onenet_bench.search.core import Core, Job
 from onenet_bench.search.fidelity import length
 from onenet_bench.search.trial import Ended, Epoch, Event, Started, Work
@@ -54,16 +54,6 @@ IN_STORE = 2 * 2**30
 
 NODE_DIED = ("its node has died", "is unavailable")
 """What Ray says of a process that did not end alone; the latter while it does not know yet that the node is dead."""
-
-QUIET = {
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # silences a warning
-    "RAY_AIR_NEW_OUTPUT": "0",  # no tables
-    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C is the sweep's
-    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
-    "TUNE_GLOBAL_CHECKPOINT_S": "1000000000",  # Tune's own state is never read
-}
-"""The driver's environment while Tune runs."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -125,8 +115,12 @@ def run(
     variables = {name: os.environ.get(name, value) for name, value in variables.items()}
     wanted = workers or max(1, usable_cores() // threads)
     folder = folder.resolve()
-    with _scratch() as scratch, _environment(QUIET), _ray(cluster, wanted * takes["CPU"], variables, scratch):
-        most = _capacity(takes)
+    cpus = wanted * takes["CPU"]
+    with (
+        connection.scratch() as scratch, connection.environment(connection.QUIET),
+        connection.to(cluster.address, cpus=cpus, variables=variables, scratch=scratch, dashboard=cluster.dashboard),
+    ):  # fmt: skip
+        most = connection.capacity(takes)
         driver = _Driver(
             core=core, folder=folder, threads=threads, device=device, heard=heard, workers=min(workers or most, most),
             remote=cluster.address is not None, limit_s=limit_s, compiled=compiled,
@@ -261,7 +255,7 @@ def _death(said: str) -> str:
 
 def _tune_away(driver: client.Absent, mark: str, *arguments: Any) -> None:
     """``_tune`` in a process of the cluster."""
-    with _scratch() as scratch, _environment(QUIET):
+    with connection.scratch() as scratch, connection.environment(connection.QUIET):
         _tune(driver, mark, *arguments, scratch=scratch)
 
 
@@ -460,90 +454,3 @@ def _unpack(folder: Path, files: Mapping[str, bytes]) -> None:
         half_written = path.with_name(f".{path.name}.part")
         half_written.write_bytes(content)
         os.replace(half_written, path)
-
-
-# Ray ---------------------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def _scratch() -> Iterator[Path]:
-    """A private folder for Ray's sockets and logs, whose path is short, since that of a socket has to be."""
-    home = os.environ.get("RAY_TMPDIR", "/tmp")
-    with tempfile.TemporaryDirectory(dir=home, prefix="onenet-ray-", ignore_cleanup_errors=True) as folder:
-        yield Path(folder)
-
-
-@contextmanager
-def _ray(cluster: Cluster, cpus: float, variables: Mapping[str, str], scratch: Path) -> Iterator[None]:
-    """Ray, started with ``cpus`` for our own trials or found at its address, until the block ends."""
-    own = cluster.address is None
-    with _environment(_token(scratch) if own else {}):
-        import ray
-        from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
-
-        Config.initialize(
-            ""
-        )  # Ray reads its environment on import, and its secret once; both may have been for another
-        AuthenticationTokenLoader.instance().reset_cache()
-        asked: dict[str, Any] = {"address": cluster.address}
-        if own:
-            asked = {
-                "address": "local", "num_cpus": max(1, math.ceil(cpus)), "include_dashboard": cluster.dashboard,
-                "_temp_dir": str(scratch),
-            }  # fmt: skip
-        try:
-            ray.init(
-                **asked, log_to_driver=False, configure_logging=False, runtime_env={"env_vars": dict(variables)}
-            )  # fmt: skip
-        except (ConnectionError, ray.exceptions.RayError, RuntimeError, ValueError) as error:
-            where = "on this machine" if own else f"at {cluster.address}"
-            said = " ".join(str(error).split())[:300]
-            raise RecipeError(
-                f"the Ray engine needs a Ray {where}, but it cannot be reached ({type(error).__name__}: {said}); "
-                "see that it runs and that RAY_AUTH_MODE and RAY_AUTH_TOKEN_PATH are its own, or leave out --address"
-            ) from error
-        try:
-            yield
-        finally:
-            ray.shutdown()
-
-
-def _token(scratch: Path) -> dict[str, str]:
-    """The environment of a Ray that wants a throwaway secret of who talks to it: its ports are open to the network."""
-    path = scratch / "token"
-    path.touch(mode=0o600)
-    path.write_text(secrets.token_hex(32))
-    return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(path)}
-
-
-def _capacity(takes: Mapping[str, float]) -> int:
-    """How many trials that take so much run at once. Raises RecipeError where none does."""
-    import ray
-
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    asked = {name: amount for name, amount in takes.items() if amount}
-    most = sum(
-        min((int(node.get(name, 0) / amount + 1e-9) for name, amount in asked.items()), default=1) for node in nodes
-    )
-    if not most:
-        has = ", ".join(f"{max((node.get(name, 0) for node in nodes), default=0):g} {name}s" for name in asked)
-        raise RecipeError(
-            f"a trial must fit on a node, but it takes {', '.join(f'{a:g} {n}s' for n, a in asked.items())}, and the "
-            f"largest has {has}; ask for less with --cpus-per-trial, --gpus-per-trial or --threads"
-        )
-    return most
-
-
-@contextmanager
-def _environment(values: Mapping[str, str]) -> Iterator[None]:
-    """``values`` in the environment while the block runs."""
-    before = {name: os.environ.get(name) for name in values}
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value

@@ -30,7 +30,7 @@ from onenet_bench.ledger import Ledger
 from onenet_bench.models import load_checkpoint
 from onenet_bench.recipe import Recipe
 from onenet_bench.record import SCHEMA, Machine, Record, Status
-from onenet_bench.search import cluster, local, trial
+from onenet_bench.search import cluster, connection, local, trial
 from onenet_bench.search.cluster import Cluster
 from onenet_bench.search.core import Core, Search
 from onenet_bench.search.trial import Ended, Epoch, Event, Work
@@ -127,6 +127,11 @@ def faulty(asked: Work, on_epoch: Callable[[Mapping[str, Any]], bool]) -> Record
         on_epoch({"epoch": 1, "step": 1, "loss": 1.0, "seconds": 1.0, "miou": 0.5})
         signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
         time.sleep(1000)
+    return fake(asked, on_epoch)
+
+
+def ranked(asked: Work, on_epoch: Callable[[Mapping[str, Any]], bool]) -> Record:
+    Path(asked.folder, "niceness").write_text(str(os.nice(0)))
     return fake(asked, on_epoch)
 
 
@@ -268,10 +273,10 @@ class Nodes:
 @pytest.fixture(scope="module")
 def nodes() -> Iterator[Nodes]:
     before = set(below(os.getpid()))
-    with cluster._scratch() as scratch:
+    with connection.scratch() as scratch:
         made = Nodes(scratch)
         try:
-            with cluster._environment(made.environment):
+            with connection.environment(made.environment):
                 yield made
         finally:
             made.end()
@@ -323,6 +328,13 @@ def test_a_run_of_its_own_ray_ends_as_one_of_the_local_engine(tmp_path: Path) ->
     assert {path.name for path in (tmp_path / "ray").iterdir()} == {
         path.name for path in (tmp_path / "local").iterdir()
     }
+
+
+@pytest.mark.slow
+def test_trials_of_its_own_ray_yield_to_nobody(tmp_path: Path) -> None:
+    """Ray gives its workers a niceness of 15 unless told otherwise, and beside other work they starve."""
+    carry_out(search(1), tmp_path / "run", cluster.run, carry_out=ranked)
+    assert int((tmp_path / "run" / "niceness").read_text()) == os.nice(0)
 
 
 @pytest.mark.slow

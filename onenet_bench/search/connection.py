@@ -1,0 +1,110 @@
+"""The connection to Ray: found at an address or started for one run, quiet, and ended with the block."""
+
+from __future__ import annotations
+
+import math
+import os
+import secrets
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from onenet_bench.errors import RecipeError
+
+QUIET = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # silences a warning
+    "RAY_AIR_NEW_OUTPUT": "0",  # no tables
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C is the sweep's
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_GLOBAL_CHECKPOINT_S": "1000000000",  # Tune's own state is never read
+}
+"""The driver's environment while Tune runs."""
+
+
+@contextmanager
+def scratch() -> Iterator[Path]:
+    """A private folder for Ray's sockets and logs, whose path is short, since that of a socket has to be."""
+    home = os.environ.get("RAY_TMPDIR", "/tmp")
+    with tempfile.TemporaryDirectory(dir=home, prefix="onenet-ray-", ignore_cleanup_errors=True) as folder:
+        yield Path(folder)
+
+
+@contextmanager
+def to(
+    address: str | None, *, cpus: float, variables: Mapping[str, str], scratch: Path, dashboard: bool = False
+) -> Iterator[None]:
+    """Ray until the block ends: found at ``address``, or started with so many ``cpus`` where that is None.
+
+    Its workers' environment has ``variables``. Raises RecipeError where it cannot be reached.
+    """
+    own = address is None
+    with environment(_own(scratch) if own else {}):
+        import ray
+        from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
+
+        Config.initialize("")  # Ray reads its environment on import, and its secret once; both may have been another's
+        AuthenticationTokenLoader.instance().reset_cache()
+        asked: dict[str, Any] = {"address": address}
+        if own:
+            asked = {
+                "address": "local", "num_cpus": max(1, math.ceil(cpus)), "include_dashboard": dashboard,
+                "_temp_dir": str(scratch),
+            }  # fmt: skip
+        try:
+            ray.init(**asked, log_to_driver=False, configure_logging=False, runtime_env={"env_vars": dict(variables)})
+        except (ConnectionError, ray.exceptions.RayError, RuntimeError, ValueError) as error:
+            where = "on this machine" if own else f"at {address}"
+            said = " ".join(str(error).split())[:300]
+            raise RecipeError(
+                f"the Ray engine needs a Ray {where}, but it cannot be reached ({type(error).__name__}: {said}); "
+                "see that it runs and that RAY_AUTH_MODE and RAY_AUTH_TOKEN_PATH are its own, or leave out --address"
+            ) from error
+        try:
+            yield
+        finally:
+            ray.shutdown()
+
+
+def _own(scratch: Path) -> dict[str, str]:
+    """The environment of a Ray of our own: its ports are open to the network, so that it wants a throwaway secret of
+    who talks to it; and its workers are as important to the system as others' processes, not least of all."""
+    path = scratch / "token"
+    path.touch(mode=0o600)
+    path.write_text(secrets.token_hex(32))
+    return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(path), "RAY_worker_niceness": "0"}
+
+
+def capacity(takes: Mapping[str, float]) -> int:
+    """How many trials that take so much run at once. Raises RecipeError where none does."""
+    import ray
+
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    asked = {name: amount for name, amount in takes.items() if amount}
+    most = sum(
+        min((int(node.get(name, 0) / amount + 1e-9) for name, amount in asked.items()), default=1) for node in nodes
+    )
+    if not most:
+        has = ", ".join(f"{max((node.get(name, 0) for node in nodes), default=0):g} {name}s" for name in asked)
+        raise RecipeError(
+            f"a trial must fit on a node, but it takes {', '.join(f'{a:g} {n}s' for n, a in asked.items())}, and the "
+            f"largest has {has}; ask for less with --cpus-per-trial, --gpus-per-trial or --threads"
+        )
+    return most
+
+
+@contextmanager
+def environment(values: Mapping[str, str]) -> Iterator[None]:
+    """``values`` in the environment while the block runs."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
