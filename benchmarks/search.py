@@ -9,8 +9,8 @@ of two kinds. One was trained (``onenet-bench tabulate``). The others are simula
 the score is a made-up function of the net plus noise, drawn by a seed. Either way the front is known, and a sampler is
 judged by the share of the front's hypervolume that the nets dominate which it had trained to the end.
 
-Writes search_tabular and search_simulated (.json, .md and .png) to ``--out``. GPSampler needs scipy, and is left out
-where there is none.
+Writes search_tabular and search_simulated (.json, .md and .png) to ``--out``. GPSampler needs scipy, BoTorch itself;
+either is left out where that is not installed. Both take seconds for a proposal, and get fewer seeds and nets.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ from onenet_bench.record import Machine, Record, Status, provenance
 from onenet_bench.screen import SCREENED, screen
 from onenet_bench.search import samplers
 from onenet_bench.search.core import Core, Search
-from onenet_bench.search.frontier import Candidates, FrontierSampler, Net
+from onenet_bench.search.frontier import Candidates, FrontierSampler, Net, Past
 from onenet_bench.search.parameters import as_parameters, distributions
 from onenet_bench.search.tabulate import read
 from onenet_bench.space import SearchSpace
@@ -64,6 +64,8 @@ MACHINE = Machine.here()
 Floats = npt.NDArray[np.float64]
 NOISE = 0.008
 """Of a told score, standard deviation."""
+SAMPLES = 64
+"""Of a posterior, where gains are averages over some; half of what BoTorch takes by itself."""
 
 
 # Tables --------------------------------------------------------------------------------------------------
@@ -301,6 +303,39 @@ class EveryCombination(FrontierSampler):
     canonical = False
 
 
+class Botorch(FrontierSampler):
+    """BoTorch's own way to know costs: its Gaussian process for scores, deterministic models for costs, and
+    qLogNoisyExpectedHypervolumeImprovement of every untried net; candidates, features and start are the sampler's."""
+
+    def _best(self, found: Candidates, past: Past, untried: npt.NDArray[np.bool_]) -> int:
+        import torch
+        from botorch.acquisition.multi_objective.logei import qLogNoisyExpectedHypervolumeImprovement
+        from botorch.fit import fit_gpytorch_mll
+        from botorch.models import ModelList, SingleTaskGP
+        from botorch.models.deterministic import GenericDeterministicModel
+        from botorch.sampling.get_sampler import get_sampler
+        from gpytorch.mlls import ExactMarginalLogLikelihood
+
+        learnt = next(o for o in self._objectives if o.is_score)
+        box = Box.around([learnt], {learnt.name: past.values[:, self._objectives.index(learnt)]})
+        loss = box.place({learnt.name: past.values[:, self._objectives.index(learnt)]})  # (n, 1), 1 is the worst
+        told = torch.tensor(np.stack([net.features for net in past.told + past.pending]))  # (n, d)
+        learner = SingleTaskGP(told[: len(loss)], torch.tensor(-loss))
+        fit_gpytorch_mll(ExactMarginalLogLikelihood(learner.likelihood, learner))
+        costs = [found.column(o.name) for o in self._objectives if o is not learnt]
+        known = GenericDeterministicModel(lambda x: -x[..., costs], num_outputs=len(costs))
+        both = ModelList(learner, known)
+        draws = get_sampler(both.posterior(told), torch.Size([SAMPLES]), seed=self._seed)
+        gain = qLogNoisyExpectedHypervolumeImprovement(
+            both, [-1.0] * (1 + len(costs)), told, draws, prune_baseline=True
+        )
+        rows = np.flatnonzero(untried)
+        with torch.no_grad():
+            parts = torch.tensor(found.features[rows].astype(np.float64))[:, None].split(SAMPLES)  # (b, 1, d) each
+            gains = torch.cat([gain(part) for part in parts]).numpy()
+        return int(rows[gains.argmax()])
+
+
 def _ours(kind: type[FrontierSampler]) -> Callable[[Search], BaseSampler]:
     return lambda search: kind(
         search.space, resolution=search.task.resolution, classes=search.task.classes, objectives=search.objectives,
@@ -313,6 +348,7 @@ CONTESTANTS = {
     "nsga2": Contestant("NSGA-II"),
     "tpe": Contestant("TPE (multivariate, group)"),
     "gp": Contestant("GPSampler", lambda search: GPSampler(seed=search.seed), few=True),
+    "botorch": Contestant("BoTorch qLogNEHVI, costs known", _ours(Botorch), few=True),
     "mo_asha": Contestant("MO-ASHA over random", sampler="random", fidelity="auto", on="tabular"),
     "frontier": Contestant("frontier, no fidelity"),
     "whole": Contestant("frontier", sampler="frontier", fidelity="auto", on="tabular"),
@@ -322,6 +358,8 @@ CONTESTANTS = {
         "frontier, combinations not nets", _ours(EveryCombination), fidelity="auto", canonical=False, on="tabular"
     ),
 }
+NEEDED = {"gp": "scipy", "botorch": "botorch"}
+"""Packages of contestants that others can do without."""
 MARKS = (10, 20, 25, 40, 50, 80, 100)
 """After how many nets' worth of training the share is printed."""
 
@@ -369,6 +407,11 @@ class Standing:
     started: float
     finished: float
     audited: float  # the share of searches in which trials could be stopped
+
+    @property
+    def marks(self) -> list[int]:
+        """Those of ``MARKS`` that its searches come to."""
+        return [mark for mark in MARKS if mark <= self.shares.shape[1]]
 
     def quartiles(self) -> Floats:
         """(3, trials)"""
@@ -485,11 +528,10 @@ LANDSCAPE = 11
 RIVALS = ("nsga2", "tpe")
 
 
-def summary(table: Table, standings: Sequence[Standing], trials: int) -> dict[str, Any]:
+def summary(table: Table, standings: Sequence[Standing]) -> dict[str, Any]:
     """The figures of one table."""
-    marks = [mark for mark in MARKS if mark <= trials]
     by_name = {s.contestant: s for s in standings}
-    bars = {name: float(by_name[name].quartiles()[1, -1]) for name in (*RIVALS, "gp") if name in by_name}
+    bars = {name: float(by_name[name].quartiles()[1, -1]) for name in (*RIVALS, *NEEDED) if name in by_name}
     return {
         "nets": len(table.true),
         "front": len(table.front),
@@ -506,9 +548,9 @@ def summary(table: Table, standings: Sequence[Standing], trials: int) -> dict[st
                 "seeds": len(s.shares),
                 "share_after": {
                     str(mark): dict(zip(("q1", "median", "q3"), s.quartiles()[:, mark - 1].tolist(), strict=True))
-                    for mark in marks
+                    for mark in s.marks
                 },
-                "worst_seed_after": {str(mark): float(s.shares[:, mark - 1].min()) for mark in marks},
+                "worst_seed_after": {str(mark): float(s.shares[:, mark - 1].min()) for mark in s.marks},
                 "median_course": s.quartiles()[1].round(5).tolist(),
                 "proposal_ms": {"median": 1e3 * statistics.median(s.seconds), "most": 1e3 * max(s.seconds)},
                 "started": s.started,
@@ -525,7 +567,8 @@ SHARES = """\
 Shares are of the true front's hypervolume (scores from 0 to 1, logarithms of costs over the range of all nets; the
 reference point is mIoU 0 at the highest cost of each kind), by the true scores of the nets that were trained to the
 end. Proposals over budget, impossible ones and duplicates are rejected and cost nothing, for all samplers alike.
-Median over seeds, quartiles in brackets. Milliseconds are those of a new proposal after the first ten, on a machine
+Median over seeds, quartiles in brackets; searches by GPSampler and BoTorch are shorter, for they take seconds for a
+proposal. Milliseconds are those of a new proposal after the first ten, on a machine
 with other work."""
 
 SIMULATED = """\
@@ -563,6 +606,7 @@ def standings_table(title: str, table: Mapping[str, Any]) -> list[str]:
     lines += [f"|---|---|{'---|' * len(marks)}---|---|---|---|---|"]
     for name, c in table["contestants"].items():
         shares = [f"{s['median']:.3f} ({s['q1']:.3f} to {s['q3']:.3f})" for s in c["share_after"].values()]
+        shares += [""] * (len(marks) - len(shares))
         audited = f"{c['audits_passed']:.0%}" if CONTESTANTS[name].fidelity == "auto" and table["epochs"] > 1 else ""
         last = [
             *(f"{c[n]:.0f}" for n in ("started", "finished", "rejected")),
@@ -572,7 +616,7 @@ def standings_table(title: str, table: Mapping[str, Any]) -> list[str]:
         lines.append(f"| {' | '.join([c['title'], str(c['seeds']), *shares, *last])} |")
     lines += ["", "Nets' worth of training until a search has what a rival's median has at the end: median over seeds, "
               "quartiles in brackets.", ""]  # fmt: skip
-    ours = [name for name in table["contestants"] if name not in (*RIVALS, "gp", "random")]
+    ours = [name for name in table["contestants"] if name not in (*RIVALS, *NEEDED, "random")]
     lines += [f"| rival | its share at the end | {' | '.join(CONTESTANTS[n].title for n in ours)} |"]
     lines += [f"|---|---|{'---|' * len(ours)}"]
     for rival, row in table["worth_until"].items():
@@ -612,18 +656,15 @@ def tabular_page(facts: Mapping[str, Any]) -> str:
 
 def verdicts(table: Mapping[str, Any]) -> list[str]:
     """What was to be shown, and whether it is."""
-    whole = next(iter(table["contestants"].values()))
-    trials = len(whole["median_course"])
     lines = ["### What was to be shown", ""]
     best = max(RIVALS, key=lambda rival: table["worth_until"][rival]["share"])
-    asked = {best: ("a quarter", trials // 4)}
-    if "gp" in table["worth_until"]:
-        asked["gp"] = ("half", trials // 2)
-    for rival, (words, most) in asked.items():
-        row = table["worth_until"][rival]
+    asked = {best: ("a quarter", 4), **{name: ("half", 2) for name in NEEDED if name in table["worth_until"]}}
+    for rival, (words, part) in asked.items():
+        row, trials = table["worth_until"][rival], len(table["contestants"][rival]["median_course"])
+        most = trials // part
         for name in ("whole", "frontier"):
             needed = row[name][1]
-            said = f"needs {needed:.0f} nets' worth" if needed is not None else f"never has it within {trials}"
+            said = f"needs {needed:.0f} nets' worth" if needed is not None else "never has it"
             lines.append(
                 f"- What {CONTESTANTS[rival].title} has after {trials} nets ({row['share']:.3f}), for at most {words} "
                 f"of the training ({most}): {CONTESTANTS[name].title} {said} (median): "
@@ -632,10 +673,22 @@ def verdicts(table: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-COLOURS = ("#8c8c8c", "#56b4e9", "#0072b2", "#009e73", "#999933", "#d55e00", "#000000", "#e69f00", "#cc79a7", "#882255")
+COLOURS = (
+    "#8c8c8c",
+    "#56b4e9",
+    "#0072b2",
+    "#009e73",
+    "#999933",
+    "#d55e00",
+    "#000000",
+    "#e69f00",
+    "#cc79a7",
+    "#882255",
+    "#117733",
+)
 
 
-def draw(standings: Mapping[str, Sequence[Standing]], trials: int) -> go.Figure:
+def draw(standings: Mapping[str, Sequence[Standing]]) -> go.Figure:
     """Median share against training, the quartiles as bands, one panel per table."""
     rows = (len(standings) + 1) // 2
     figure = make_subplots(
@@ -646,7 +699,7 @@ def draw(standings: Mapping[str, Sequence[Standing]], trials: int) -> go.Figure:
         where = {"row": panel // 2 + 1, "col": panel % 2 + 1}
         for s in shown:
             low, middle, high = s.quartiles()
-            x = list(range(1, trials + 1))
+            x = list(range(1, len(middle) + 1))
             title, colour = CONTESTANTS[s.contestant].title, colours[s.contestant]
             figure.add_scatter(
                 x=x + x[::-1], y=[*high, *low[::-1]], fill="toself", fillcolor=colour, opacity=0.15, line_width=0,
@@ -664,7 +717,7 @@ def draw(standings: Mapping[str, Sequence[Standing]], trials: int) -> go.Figure:
 
 
 def measure(
-    questions: Sequence[Question], arguments: argparse.Namespace, with_gp: bool
+    questions: Sequence[Question], arguments: argparse.Namespace, few: Sequence[str]
 ) -> tuple[dict[str, Any], dict[str, list[Standing]]]:  # fmt: skip
     """All searches of all contestants on some tables: the figures and the standings by title."""
     tables, standings = {}, {}
@@ -674,12 +727,12 @@ def measure(
             began = time.monotonic()
             found = {
                 name: [
-                    pool.submit(one, question, name, seed, arguments.trials)
+                    pool.submit(one, question, name, seed, arguments.few_trials if contestant.few else arguments.trials)
                     for seed in range(arguments.few if contestant.few else arguments.seeds)
                 ]
                 for name, contestant in CONTESTANTS.items()
                 if contestant.on in ("both", question.kind)
-                and (not contestant.few or (with_gp and question in (QUESTIONS[0], questions[0])))
+                and (not contestant.few or (name in few and question in (QUESTIONS[0], questions[0])))
                 and (not question.names or name != "whole")
             }
             standings[question.title] = []
@@ -690,7 +743,7 @@ def measure(
                       f"{time.monotonic() - began:.0f} s", flush=True)  # fmt: skip
             table = make_table(question)
             facts = {"space": table.search.space.name, "trained": len(table.told)}
-            tables[question.title] = {**facts, **summary(table, standings[question.title], arguments.trials)}
+            tables[question.title] = {**facts, **summary(table, standings[question.title])}
     return tables, standings
 
 
@@ -699,14 +752,16 @@ def main() -> None:
     parser.add_argument("--on", choices=("tabular", "simulated", "both"), default="both")
     parser.add_argument("--table", type=Path, nargs="*", default=[RESULTS / "tabular" / "small"])
     parser.add_argument("--seeds", type=int, default=20)
-    parser.add_argument("--few", type=int, default=5, help="seeds of GPSampler, on the first table alone (0 for none)")
+    parser.add_argument("--few", type=int, default=3, help="seeds of the slow ones, on the first table alone")
+    parser.add_argument("--few-trials", type=int, default=50, help="how much training these may spend")
     parser.add_argument("--trials", type=int, default=100, help="how much training a search may spend, in nets' worth")
     parser.add_argument("--workers", type=int, default=2, help="searches at a time")
     parser.add_argument("--out", type=Path, default=RESULTS)
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
-    with_gp = importlib.util.find_spec("scipy") is not None and arguments.few > 0
-    packages = ["numpy", "optuna", *(["scipy", "torch"] if with_gp else [])]
+    needed = {name: package for name, package in NEEDED.items() if importlib.util.find_spec(package)}
+    needed = needed if arguments.few else {}
+    packages = ["numpy", "optuna", *(["torch", *needed.values()] if needed else [])]
     pages = {
         "tabular": (tabular_page, [Question(folder.name, folder=str(folder)) for folder in arguments.table]),
         "simulated": (simulated_page, QUESTIONS),
@@ -715,7 +770,7 @@ def main() -> None:
 
     for kind in pages if arguments.on == "both" else [arguments.on]:
         page, questions = pages[kind]
-        tables, standings = measure(questions, arguments, with_gp)
+        tables, standings = measure(questions, arguments, list(needed))
         facts = {
             "command": shlex.join(["python", *sys.argv]),
             "machine": asdict(MACHINE),
@@ -729,7 +784,7 @@ def main() -> None:
         stem = arguments.out / f"search_{kind}"
         stem.with_suffix(".json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
         stem.with_suffix(".md").write_text(page(facts), encoding="utf-8")
-        write_png(draw(standings, arguments.trials), stem.with_suffix(".png"))
+        write_png(draw(standings), stem.with_suffix(".png"))
 
 
 if __name__ == "__main__":

@@ -51,6 +51,9 @@ SOME = 64
 FEATURED = ("parameters", "macs", "activation_bytes", "peak_inference_mib")
 """The costs that the surrogate sees."""
 
+ALONG = "macs"
+"""The cost that a score is expected to rise along, with its logarithm."""
+
 DRAWN = 1 << 18
 """Candidates at a time: combinations of a space that is too large to be enumerated, or nets of one that has more …"""
 
@@ -451,7 +454,11 @@ class FrontierSampler(BaseSampler):
         losses = box.place({self._objectives[i].name: past.values[:, i] for i in unknown})  # (n, u)
         told = np.stack([net.features for net in past.told])  # (n, d)
         pending = np.array([net.features for net in past.pending]).reshape(-1, told.shape[1])  # (p, d)
-        surrogates = [Surrogate(fit(told, found.groups, loss), told, found.groups, loss, pending) for loss in losses.T]
+        along = found.column(ALONG) if ALONG in self.featured else None
+        surrogates = [
+            Surrogate(fit(told, found.groups, loss, along=along), told, found.groups, loss, pending)
+            for loss in losses.T
+        ]
         seen = np.concatenate([told, pending])
         points = np.column_stack([*(s.predict(seen)[0] for s in surrogates), seen[:, columns]])  # (n + p, m)
         reference = np.ones(points.shape[1])

@@ -1,6 +1,7 @@
 """A Gaussian process over the features of candidates: what is known of a score before it is trained.
 
-Matérn-5/2 with a length for every group of features (a choice's columns share one), a constant mean and noise.
+Matérn-5/2 with a length for every group of features (a choice's columns share one) and noise; the mean is constant, or
+a line along one feature, as scores rise with the logarithm of what a net computes.
 Hyperparameters maximise the marginal likelihood times weak priors (Rasmussen & Williams, 2006, chapter 5); the
 signal's variance has its closed form. numpy alone: hundreds of trials need no more.
 
@@ -28,8 +29,11 @@ FITTED_ON = 128
 SPREAD = 1.0
 """Standard deviation of the prior of a length's logarithm."""
 
-NOISE, NOISE_SPREAD = math.log(1e-2), 1.5
+NOISE, NOISE_SPREAD = math.log(3e-2), 1.5
 """The prior of the noise's logarithm, as a share of the signal's variance."""
+
+FLAT = 0.1
+"""Squared deviations of a feature, in sum, that say a line along it is level."""
 
 LEAST_NOISE = 1e-6
 """Of the noise: without any, long lengths make a covariance that cannot be inverted in double precision."""
@@ -56,15 +60,19 @@ JITTER = 1e-6
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Hyperparameters:
-    """``lengths`` (g,) in the features' units, ``noise`` as a share of the signal's variance."""
+    """``lengths`` (g,) in the features' units, ``noise`` as a share of the signal's variance; ``slopes`` (d,) of the
+    mean."""
 
     lengths: Floats
     noise: float
+    slopes: Floats
 
     @classmethod
-    def prior(cls, groups: int) -> Hyperparameters:
+    def prior(cls, groups: Ints) -> Hyperparameters:
         """What is believed before anything was observed: features in [0, 1], each of them worth a little."""
-        return cls(lengths=np.exp(np.full(groups, _usual_length(groups))), noise=math.exp(NOISE))
+        number = int(groups.max()) + 1
+        lengths = np.exp(np.full(number, _usual_length(number)))
+        return cls(lengths=lengths, noise=math.exp(NOISE), slopes=np.zeros(len(groups)))
 
 
 def _usual_length(groups: int) -> float:
@@ -87,10 +95,12 @@ def squared_distances(a: Any, b: Any) -> Any:
 # Hyperparameters -----------------------------------------------------------------------------------------
 
 
-def fit(features: Floats, groups: Ints, values: Floats) -> Hyperparameters:
+def fit(features: Floats, groups: Ints, values: Floats, *, along: int | None = None) -> Hyperparameters:
     """Hyperparameters for ``values`` (n,) at ``features`` (n, d); ``groups`` (d,) numbers each feature's group.
 
-    A function of its arguments alone, remembered. They are fitted anew when n has grown by about a tenth.
+    The mean is a line ``along`` one of the features, or constant: least squares, with ``FLAT`` added to what the
+    feature deviates, so that a few nets that cost alike do not make a slope. A function of its arguments alone,
+    remembered. They are fitted anew when n has grown by about a tenth.
     """
     kept = _fitted_on(len(values))
     if kept > FITTED_ON:
@@ -98,7 +108,13 @@ def fit(features: Floats, groups: Ints, values: Floats) -> Hyperparameters:
         features, values = features[rows], values[rows]
     else:
         features, values = features[:kept], values[:kept]
-    return _fit(features.tobytes(), groups.tobytes(), values.tobytes(), len(groups))
+    slopes = np.zeros(len(groups))
+    if along is not None:
+        off = features[:, along] - features[:, along].mean()
+        slopes[along] = float(off @ values) / (float(off @ off) + FLAT)
+    rest = values - features @ slopes
+    lengths, noise = _fit(features.tobytes(), groups.tobytes(), rest.tobytes(), len(groups))
+    return Hyperparameters(lengths=lengths, noise=noise, slopes=slopes)
 
 
 def _fitted_on(number: int) -> int:
@@ -108,7 +124,8 @@ def _fitted_on(number: int) -> int:
 
 
 @lru_cache(maxsize=64)
-def _fit(features: bytes, groups: bytes, values: bytes, d: int) -> Hyperparameters:
+def _fit(features: bytes, groups: bytes, values: bytes, d: int) -> tuple[Floats, float]:
+    """Lengths and noise."""
     x = np.frombuffer(features).reshape(-1, d)  # (n, d)
     y = standardised(np.frombuffer(values))[0]  # (n,)
     group = np.frombuffer(groups, dtype=np.int64)
@@ -122,7 +139,7 @@ def _fit(features: bytes, groups: bytes, values: bytes, d: int) -> Hyperparamete
 
     starts = [at + np.append(np.full(g, shift), noise) for shift in (0.0, -1.0) for noise in (0.0, 2.0)]
     best = minimise(loss, min(starts, key=lambda start: loss(start)[0]))
-    return Hyperparameters(lengths=np.exp(best[:-1]), noise=max(math.exp(best[-1]), LEAST_NOISE))
+    return np.exp(best[:-1]), max(math.exp(best[-1]), LEAST_NOISE)
 
 
 def _negative_log_posterior(theta: Floats, squares: Floats, y: Floats) -> tuple[float, Floats]:
@@ -211,8 +228,8 @@ class Surrogate:
         self, hyperparameters: Hyperparameters, features: Floats, groups: Ints, values: Floats, pending: Floats
     ) -> None:
         self._scales = 1 / hyperparameters.lengths[groups]  # (d,)
-        self._noise = hyperparameters.noise
-        y, self._mean, self._deviation = standardised(values)
+        self._noise, self._slopes = hyperparameters.noise, hyperparameters.slopes
+        y, self._mean, self._deviation = standardised(values - features @ self._slopes)
         n = len(y)
         told = features * self._scales  # (n, d)
         seen = np.concatenate([told, pending * self._scales])  # (n + p, d)
@@ -235,7 +252,8 @@ class Surrogate:
         """Mean and standard deviation (q,), without noise, at ``features`` (q, d)."""
         kernel = matern(squared_distances(features * self._scales, self._points))  # (q, n + p)
         left = 1 - np.einsum("ij,ij->i", kernel @ self._inverse, kernel)
-        return self._mean + self._deviation * (kernel @ self._weights), self._signal * np.sqrt(np.maximum(left, 1e-12))
+        mean = self._mean + features @ self._slopes + self._deviation * (kernel @ self._weights)
+        return mean, self._signal * np.sqrt(np.maximum(left, 1e-12))
 
     def glance(self, many: Many) -> tuple[Floats, Floats]:
         """What very many queries can be at best, in single precision: a lower bound of their means and an upper bound
@@ -261,7 +279,7 @@ class Surrogate:
         for told, less in zip(sums[1:], slack[1:], strict=True):
             together += np.maximum(np.abs(told.astype(np.float64)) - less, 0) ** 2
         left = np.maximum(1 - np.maximum(falls, together), 0)
-        return self._mean + self._deviation * least, self._signal * np.sqrt(left)
+        return self._mean + many.line(self._slopes) + self._deviation * least, self._signal * np.sqrt(left)
 
     def _telling(self) -> Floats:
         """Weights (SUMS, m + p) of sums of correlations whose squares are, together, no more than what the variance of
@@ -371,6 +389,11 @@ class Many:
             made.max(axis=0, out=most[part])
         return kernel, most
 
+    def line(self, slopes: Floats) -> Floats:
+        """The features (q, d) times their slopes (d,)."""
+        at = np.flatnonzero(slopes)
+        return self._features[:, at].astype(np.float64) @ slopes[at]
+
     def rounding(self, scales: Floats) -> float:
         """By how much an entry of the kernel may be off: as far as its polynomial and the largest square are."""
         return 2.0**-24 * (4 + 5 / math.log(2) ** 2 * float((scales**2).sum()))
@@ -378,5 +401,5 @@ class Many:
 
 def similarity(queries: Any, points: Any, groups: Ints) -> Floats:
     """The prior's correlations (q, n) between features (q, d) and (n, d)."""
-    scales = 1 / Hyperparameters.prior(int(groups.max()) + 1).lengths[groups]
+    scales = 1 / Hyperparameters.prior(groups).lengths[groups]
     return np.asarray(matern(squared_distances(queries * scales, points * scales)), dtype=np.float64)

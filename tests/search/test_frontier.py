@@ -241,8 +241,10 @@ def test_the_proposal_gains_most_of_all(names: tuple[str, ...], monkeypatch: pyt
                 losses[:, j] = 1 - losses[:, j]
         told = np.array([net.features for net in past.told])
         pending = np.array([net.features for net in past.pending]).reshape(-1, told.shape[1])
+        fits = [surrogate.fit(told, found.groups, y, along=found.column("macs")) for y in losses.T]
         models = [
-            surrogate.Surrogate(surrogate.fit(told, found.groups, y), told, found.groups, y, pending) for y in losses.T
+            surrogate.Surrogate(fitted, told, found.groups, y, pending)
+            for fitted, y in zip(fits, losses.T, strict=True)
         ]
         seen = np.concatenate([told, pending])
         points = np.hstack([np.stack([m.predict(seen)[0] for m in models], axis=1), seen[:, columns]])

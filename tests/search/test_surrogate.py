@@ -14,6 +14,7 @@ from onenet_bench.search.surrogate import Hyperparameters, Many, Surrogate, fit,
 
 GROUPS = np.array([0, 1, 1, 2])
 LENGTHS, NOISE = np.array([0.7, 1.5, 0.4]), 0.03
+SLOPES = np.array([0.0, 0.0, 0.0, 0.8])
 NOBODY = np.empty((0, 4))
 
 
@@ -30,21 +31,24 @@ def correlation(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def made(features: np.ndarray, values: np.ndarray, pending: np.ndarray = NOBODY, **other: Any) -> Surrogate:
-    return Surrogate(Hyperparameters(lengths=LENGTHS, noise=NOISE, **other), features, GROUPS, values, pending)
+    hyperparameters = Hyperparameters(**{"lengths": LENGTHS, "noise": NOISE, "slopes": SLOPES, **other})
+    return Surrogate(hyperparameters, features, GROUPS, values, pending)
 
 
 def test_the_posterior_is_the_textbooks() -> None:
     features, values = data(12)
     queries = data(5, seed=1)[0]
     mean, deviation = made(features, values).predict(queries)
-    y = (values - values.mean()) / values.std()
+    rest = values - 0.8 * features[:, 3]
+    y = (rest - rest.mean()) / rest.std()
     covariance = np.array([[correlation(a, b) for b in features] for a in features]) + NOISE * np.eye(12)
     signal = (y @ np.linalg.solve(covariance, y) + 1) / 13
     for query, m, s in zip(queries, mean, deviation, strict=True):
         cross = np.array([correlation(query, a) for a in features])
-        assert m == pytest.approx(values.mean() + values.std() * (cross @ np.linalg.solve(covariance, y)))
+        line = rest.mean() + 0.8 * query[3]
+        assert m == pytest.approx(line + rest.std() * (cross @ np.linalg.solve(covariance, y)))
         left = signal * (1 - cross @ np.linalg.solve(covariance, cross))
-        assert s == pytest.approx(values.std() * math.sqrt(left))
+        assert s == pytest.approx(rest.std() * math.sqrt(left))
 
 
 def test_pending_nets_move_no_mean_and_make_their_surroundings_surer() -> None:
@@ -82,7 +86,7 @@ def test_the_likelihoods_value_and_gradient() -> None:
         quadratic, logdet = y @ np.linalg.solve(k, y), np.linalg.slogdet(k)[1]
         density = (-0.5 * (quadratic / grid + logdet + 15 * np.log(grid)) - 0.5 * (1 / grid + np.log(grid))).max()
         usual = 0.5 * math.log(3)
-        return float(-density + 0.5 * ((at[:3] - usual) ** 2).sum() + 0.5 * ((at[3] - math.log(0.01)) / 1.5) ** 2)
+        return float(-density + 0.5 * ((at[:3] - usual) ** 2).sum() + 0.5 * ((at[3] - surrogate.NOISE) / 1.5) ** 2)
 
     assert difference == pytest.approx(written_out(other) - written_out(theta), rel=1e-6)
 
@@ -94,12 +98,28 @@ def test_what_matters_gets_the_shorter_length() -> None:
     assert lengths[2] < 0.5 * lengths[1]
 
 
+def test_a_line_reaches_beyond_what_was_observed() -> None:
+    """Nets of the lower half of the costs say what the dearest will have; those that cost alike say little."""
+    features, _ = data(20)
+    features[:, 0] /= 2
+    values = 2 * features[:, 0] + np.random.default_rng(1).normal(0, 0.02, 20)
+    found = fit(features, GROUPS, values, along=0)
+    assert found.slopes[0] == pytest.approx(1.7, abs=0.2)  # shrunk a little
+    assert not found.slopes[1:].any()
+    dearest = np.array([[1.0, 0.5, 0.5, 0.5]])
+    without = fit(features, GROUPS, values)
+    far, short = (Surrogate(h, features, GROUPS, values, NOBODY).predict(dearest)[0] for h in (found, without))
+    assert abs(far - 2) < 0.5 * abs(short - 2)
+    alike = np.column_stack([0.5 + 0.01 * features[:, 0], features[:, 1:]])
+    assert abs(fit(alike, GROUPS, values, along=0).slopes[0]) < 0.1
+
+
 def test_fits_predict_better_than_the_prior() -> None:
     features, values = data(60)
     queries, truth = data(200, seed=1)
     errors = [
         float(np.sqrt(np.mean((Surrogate(h, features, GROUPS, values, NOBODY).predict(queries)[0] - truth) ** 2)))
-        for h in (fit(features, GROUPS, values), Hyperparameters.prior(3))
+        for h in (fit(features, GROUPS, values), Hyperparameters.prior(GROUPS))
     ]
     assert errors[0] < 0.8 * errors[1]
     assert errors[0] < 0.1 < values.std()
@@ -110,9 +130,9 @@ def test_hyperparameters_stay_for_a_while_and_are_fitted_on_a_part_of_many() -> 
     kept = [n for n in range(2, 700) if surrogate._fitted_on(n) != surrogate._fitted_on(n - 1)]
     assert kept[:6] == [2, 3, 4, 5, 6, 7]
     assert all(b - a <= max(1, a / 7) for a, b in pairwise(kept))
-    assert fit(features[:200], GROUPS, values[:200]) is fit(features[:201], GROUPS, values[:201])
+    assert fit(features[:200], GROUPS, values[:200]).lengths is fit(features[:201], GROUPS, values[:201]).lengths
     part = np.linspace(0, surrogate._fitted_on(700) - 1, surrogate.FITTED_ON).astype(int)
-    assert fit(features[part], GROUPS, values[part]) is fit(features, GROUPS, values)
+    assert fit(features[part], GROUPS, values[part]).lengths is fit(features, GROUPS, values).lengths
 
 
 def test_minimise_finds_rosenbrocks_valley() -> None:
@@ -137,7 +157,7 @@ def test_a_glance_bounds_what_is_predicted() -> None:
         np.testing.assert_allclose(least, exact[0], atol=1e-2)
         np.testing.assert_array_equal(made(features, values).glance(Many(queries)), (least, most))
     assert len(many._kept) == 101 // surrogate.CHUNK
-    other = Surrogate(Hyperparameters(lengths=2 * LENGTHS, noise=NOISE), every, GROUPS, told, NOBODY)
+    other = made(every, told, lengths=2 * LENGTHS)
     np.testing.assert_array_equal(other.glance(many), other.glance(Many(queries)))
     assert len(many._kept) == 101 // surrogate.CHUNK  # for these lengths alone
 
@@ -177,7 +197,7 @@ def test_a_glance_knows_what_many_noisy_observations_say_together(monkeypatch: p
     """A single one, however near, says nearly nothing where scores are noise."""
     features, values = data(100)
     queries = data(3000, seed=1)[0].astype(np.float32)
-    noisy = Surrogate(Hyperparameters(lengths=10 * LENGTHS, noise=2.0), features, GROUPS, values, NOBODY)
+    noisy = made(features, values, lengths=10 * LENGTHS, noise=2.0)
     most, deviation = noisy.glance(Many(queries))[1], noisy.predict(queries.astype(float))[1]
     assert (most >= deviation).all()
     assert (most < 1.2 * deviation).all()
