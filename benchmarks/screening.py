@@ -77,7 +77,7 @@ def command(name: str) -> dict[str, Any]:
     """The whole command, page included, as a user waits for it."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "page.html"
-        words = [sys.executable, "-m", "onenet_bench.cli", "screen", "--space", name, "--out", str(out)]
+        words = [sys.executable, "-m", "onenet_bench", "screen", "--space", name, "--out", str(out)]
         start = time.perf_counter()
         process = subprocess.Popen(words, stdout=subprocess.DEVNULL)
         _, status, used = os.wait4(process.pid, 0)

@@ -433,7 +433,7 @@ def test_a_regression_in_a_module_names_its_layers(module: Any, run: Any, tmp_pa
     run(path, "--update")
     (source,) = tmp_path.glob("held_*.py")
     edit(source, "width=4", "width=6")
-    words = [sys.executable, "-m", "onenet_bench.cli", "check", str(path)]  # a fresh process imports the changed file
+    words = [sys.executable, "-m", "onenet_bench", "check", str(path)]  # a fresh process imports the changed file
     done = subprocess.run(words, capture_output=True, text=True, cwd="/", check=False)
     assert (done.returncode, done.stderr) == (1, "")
     assert f"first: macs {4 * 3 * 9 * 256:,} -> {6 * 3 * 9 * 256:,} (+50 %)" in done.stdout

@@ -14,9 +14,9 @@ from typing import Any
 
 import pytest
 
-from onenet_bench import costs, ledger, zoo
+from onenet_bench import __version__, costs, ledger, zoo
 
-COMMAND = [sys.executable, "-m", "onenet_bench.cli"]
+COMMAND = [sys.executable, "-m", "onenet_bench"]
 QUICK = ["--resolution", "32", "--epochs", "1", "--space", "encoder_decoder", "--sampler", "random"]
 
 
@@ -36,6 +36,10 @@ def test_profile_prints_what_is_counted() -> None:
     table = call("profile", "onenet_e_4", "--layers").stdout
     assert "16,388,216" in table
     assert re.search(r"decoder\.3\.head \(never runs\) +9,220", table)
+
+
+def test_the_version_is_the_packages() -> None:
+    assert call("--version").stdout == f"onenet-bench {__version__}\n"
 
 
 def test_spaces_are_listed_with_their_size() -> None:

@@ -42,7 +42,7 @@ from onenet_bench.report.reproduce import (
 )
 from onenet_bench.reproduce import METHODS, SMOKE, Settings, order, reproduce, spec
 
-COMMAND = [sys.executable, "-m", "onenet_bench.cli", "reproduce"]
+COMMAND = [sys.executable, "-m", "onenet_bench", "reproduce"]
 
 # As the paper prints them, copied a second time: the oracle for what the package quotes.
 PRINTED = {

@@ -282,7 +282,7 @@ def test_what_cannot_be_screened_is_refused() -> None:
 
 def call(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "onenet_bench.cli", "screen", *words],
+        [sys.executable, "-m", "onenet_bench", "screen", *words],
         cwd=cwd,
         capture_output=True,
         text=True,

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from onenet_bench import __version__
 from onenet_bench.errors import RecipeError, known
 
 if TYPE_CHECKING:
@@ -23,12 +24,27 @@ REPRODUCED = Path("results/reproduce")
 REPORTS = Path("reports")
 
 app = typer.Typer(
-    help="Find segmentation networks small enough for the edge, in the family of OneNet.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+
+
+def _say_version(asked: bool) -> None:
+    if asked:
+        print(f"onenet-bench {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_say_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Find segmentation networks small enough for the edge, in the family of OneNet."""
+
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 Net = Annotated[str, typer.Argument(help="A net of the zoo by name, or the path of a spec.toml.")]

@@ -24,12 +24,13 @@ class Display:
 
     def __init__(self, core: Core | Final, console: Console | None = None) -> None:
         self._core = core
+        self._noun, verb = ("retraining", "trained anew") if isinstance(core, Final) else ("trial", "trained")
         self._console = console or Console(file=sys.stderr)
         self._running: dict[int, str] = {}
         self._began = time.monotonic()
         self._already = len(self._trained())
         self._bar = Progress(
-            TextColumn("trained"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+            TextColumn(verb), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
             TextColumn("{task.fields[left]}"), console=self._console,
         )  # fmt: skip
         self._task = self._bar.add_task("", total=core.search.trials, completed=self._already, left="")
@@ -75,7 +76,7 @@ class Display:
         return f"about {seconds / 60:.0f} min left" if seconds >= 90 else f"about {seconds:.0f} s left"
 
     def _line(self, record: Record, done: int) -> str:
-        said = [f"{done}/{self._core.search.trials}", f"trial {record.trial}", str(record.status)]
+        said = [f"{done}/{self._core.search.trials}", f"{self._noun} {record.trial}", str(record.status)]
         if record.spec is not None:
             said.append(record.spec.label())
         if record.costs is not None:
@@ -89,7 +90,7 @@ class Display:
     def _render(self) -> Group:
         running = Table.grid(padding=(0, 2))
         for trial, text in sorted(self._running.items()):
-            running.add_row(Text(f"trial {trial}", style="bold"), Text(text))
+            running.add_row(Text(f"{self._noun} {trial}", style="bold"), Text(text))
         counts: dict[str, int] = {}
         for record in self._core.records:
             counts[record.status] = counts.get(record.status, 0) + 1

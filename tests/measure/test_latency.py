@@ -25,7 +25,7 @@ from onenet_bench.measure.latency import Conditions, Latency
 from onenet_bench.record import Machine
 from onenet_bench.spec import NetSpec, StageSpec, StemSpec
 
-COMMAND = [sys.executable, "-m", "onenet_bench.cli", "latency"]
+COMMAND = [sys.executable, "-m", "onenet_bench", "latency"]
 CONDITIONS = Conditions(runtime="torch", form="trained", resolution=32)
 
 

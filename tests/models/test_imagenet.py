@@ -294,7 +294,7 @@ def test_code_in_a_file_is_not_run(tmp_path: Path) -> None:
 
 
 def train(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "onenet_bench.cli", "train", *words, "--resolution", "32", "--out", "mine"]
+    command = [sys.executable, "-m", "onenet_bench", "train", *words, "--resolution", "32", "--out", "mine"]
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
 
 

@@ -294,7 +294,7 @@ def test_a_page_is_never_half_written(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def call(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "onenet_bench.cli", "table2", *words]
+    command = [sys.executable, "-m", "onenet_bench", "table2", *words]
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
 
 

@@ -70,8 +70,12 @@ def made(run: Path) -> list[Record]:
     return ledger.records(ledger.read(run / ledger.FINAL))
 
 
-def test_the_front_and_the_baselines_are_trained_with_seeds_that_the_search_has_not_used(tmp_path: Path) -> None:
+def test_the_front_and_the_baselines_are_trained_with_seeds_that_the_search_has_not_used(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     core = sweep.start(search(), tmp_path / "run", pretend(), command="test", final=3)
+    said = [line.split("  ")[1].split()[0] for line in capsys.readouterr().err.splitlines() if "complete" in line]
+    assert said == ["trial"] * core.search.trials + ["retraining"] * len(made(tmp_path / "run"))
     front = read_run(tmp_path / "run").front
     expected = {r.spec.digest() for r in core.records if r.spec and r.trial in set(front["trial"])}
     expected |= {b.spec.digest() for b in baselines(core.search)}

@@ -108,11 +108,12 @@ def test_what_makes_no_table_is_said(tmp_path: Path) -> None:
         question(0, recipe=replace(RECIPE, steps=30))
 
 
-def test_the_kept_table_is_that_of_its_space() -> None:
+@pytest.mark.parametrize("name", ["small", "medium"])
+def test_a_kept_table_is_that_of_its_space(name: str) -> None:
     """And of the costs that are counted today."""
-    found = read(Path(__file__).parents[2] / "results" / "tabular" / "small")
+    found = read(Path(__file__).parents[2] / "results" / "tabular" / name)
     asked = found.question
-    assert asked.space == space.load("small")
+    assert asked.space == space.load(name)
     rows = distinct(asked)
     assert list(rows) == found.nets.index.tolist()
     for name in ("parameters", "macs", "peak_inference_mib"):
