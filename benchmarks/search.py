@@ -526,6 +526,7 @@ LANDSCAPE = 11
 """Another one than the sampler was made on."""
 
 RIVALS = ("nsga2", "tpe")
+TABLES = ("medium", "small")
 
 
 def summary(table: Table, standings: Sequence[Standing]) -> dict[str, Any]:
@@ -567,9 +568,8 @@ SHARES = """\
 Shares are of the true front's hypervolume (scores from 0 to 1, logarithms of costs over the range of all nets; the
 reference point is mIoU 0 at the highest cost of each kind), by the true scores of the nets that were trained to the
 end. Proposals over budget, impossible ones and duplicates are rejected and cost nothing, for all samplers alike.
-Median over seeds, quartiles in brackets; searches by GPSampler and BoTorch are shorter, for they take seconds for a
-proposal. Milliseconds are those of a new proposal after the first ten, on a machine
-with other work."""
+Median over seeds, quartiles in brackets; searches by GPSampler and BoTorch are few and short, for a proposal of theirs
+takes seconds. Milliseconds are those of a new proposal after the first ten, on a machine with other work."""
 
 SIMULATED = """\
 Nothing was trained here. The space is `hybrid` (block kinds level by level) with its exact costs. The score is made up
@@ -674,18 +674,9 @@ def verdicts(table: Mapping[str, Any]) -> list[str]:
 
 
 COLOURS = (
-    "#8c8c8c",
-    "#56b4e9",
-    "#0072b2",
-    "#009e73",
-    "#999933",
-    "#d55e00",
-    "#000000",
-    "#e69f00",
-    "#cc79a7",
+    "#8c8c8c", "#56b4e9", "#0072b2", "#009e73", "#117733", "#999933", "#d55e00", "#000000", "#e69f00", "#cc79a7",
     "#882255",
-    "#117733",
-)
+)  # fmt: skip
 
 
 def draw(standings: Mapping[str, Sequence[Standing]]) -> go.Figure:
@@ -750,7 +741,7 @@ def measure(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--on", choices=("tabular", "simulated", "both"), default="both")
-    parser.add_argument("--table", type=Path, nargs="*", default=[RESULTS / "tabular" / "small"])
+    parser.add_argument("--table", type=Path, nargs="*", default=[RESULTS / "tabular" / name for name in TABLES])
     parser.add_argument("--seeds", type=int, default=20)
     parser.add_argument("--few", type=int, default=3, help="seeds of the slow ones, on the first table alone")
     parser.add_argument("--few-trials", type=int, default=50, help="how much training these may spend")

@@ -261,19 +261,26 @@ class NetSpec:
         return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()[:16]
 
     def label(self) -> str:
-        """A short description for people, e.g. ``onenet1d 16-32-64 /2·2 k9 + conv2d``; not unique."""
+        """A short description for people, e.g. ``onenet1d 16-32-64 /2·2 k9 + conv2d``; not unique.
+
+        Spatial kernels of a decoder are said where they are not the encoder's.
+        """
 
         def kinds(stages: tuple[StageSpec, ...]) -> str:
             names = [stage.kind for stage in stages]
             return names[0] if len(set(names)) == 1 else "·".join(name[:4] for name in names)
 
+        def kernels(stages: tuple[StageSpec, ...]) -> str:
+            return "·".join(dict.fromkeys(str(stage.kernel) for stage in stages if stage.kind == "onenet1d"))
+
         channels = "-".join(str(c) for c in (self.stem.channels, *(stage.channels for stage in self.encoder)))
         scales = "·".join(str(stage.scale) for stage in self.encoder)
-        kernels = [stage.kernel for stage in self.encoder if stage.kind == "onenet1d"]
-        kernel = f" k{'·'.join(map(str, dict.fromkeys(kernels)))}" if any(kernels) else ""
+        down, up = kernels(self.encoder), kernels(self.decoder)
+        kernel = f" k{down}" if down not in ("", "0") else ""
+        other = f" k{up}" if up not in ("", down or "0") else ""
         skips = "" if all(s.skip for s in self.decoder[:-1]) else " no skips"
         decoder = kinds(self.decoder) if self.decoder else "head"
-        return f"{kinds(self.encoder)} {channels} /{scales}{kernel} + {decoder}{skips}"
+        return f"{kinds(self.encoder)} {channels} /{scales}{kernel} + {decoder}{other}{skips}"
 
 
 def _make(cls: type[Any], what: str, values: Any) -> Any:

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from onenet_bench import zoo
 from onenet_bench.errors import SpecError
 from onenet_bench.plan import plan
+from onenet_bench.space import compose
 from onenet_bench.spec import NetSpec, StageSpec, StemSpec
 from tests.specs import specs
 
@@ -121,3 +122,19 @@ def test_values_are_frozen() -> None:
         zoo.unet(1).encoder[0].channels = 3  # type: ignore[misc]
     with pytest.raises(AttributeError):
         zoo.unet(1).classes = 3  # type: ignore[misc]
+
+
+LABELS = {
+    "onenet1d 4-8-16 /2·2 k9 + onenet1d": {},
+    "onenet1d 4-8-16 /2·2 + onenet1d": {"spatial_kernel": 0},
+    "onenet1d 4-8-16 /2·2 k9 + onenet1d k3": {"decoder_kernel": 3},
+    "conv2d 4-8-16 /2·2 + onenet1d k9": {"encoder": "conv2d"},
+    "conv2d 4-8-16 /2·2 + onenet1d": {"encoder": "conv2d", "spatial_kernel": 0},
+    "onen·conv 4-8-16 /2·2 k9 + conv2d": {"encoder": ["onenet1d", "conv2d"], "decoder": "conv2d"},
+}
+
+
+@pytest.mark.parametrize("label", LABELS)
+def test_labels_tell_nets_of_other_kernels_apart(label: str) -> None:
+    usual = {"depth": 2, "width": 4, "decoder": "onenet1d", "spatial_kernel": 9}
+    assert compose(classes=3, **{**usual, **LABELS[label]}).label() == label
