@@ -20,7 +20,7 @@ FLOORS = {
     "models": 5, "measure": 6, "data": 5, "training": 5, "report": 6,
     "evaluate": 7, "inference": 7, "checking": 7,
     "search": 8, "reproduce": 8, "deployment": 8,
-    "cli": 9,
+    "cli": 9, "__main__": 10,
 }  # fmt: skip
 """A room's floor. Two rooms of one floor do not know each other. A space reads budgets and objectives, so it stands
 above them; what measures, measures models."""
