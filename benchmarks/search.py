@@ -584,7 +584,8 @@ Every net of `{space}` was trained, with {trained} seeds (`results/tabular/`). A
 the seeds scored, epoch by epoch; the true score of a net is the mean of its seeds at the end, the told one's among
 them. Columns are training spent, in nets' worth: epochs of all trials, stopped ones too, over the {epochs} of one
 whole training. With fidelity a search stops weak nets at rungs once an audit allows it; only nets trained to the end
-count."""
+count. What the mean and the noise of frontier's surrogate are expected to be was chosen with an eye on these tables,
+which is a little kind to it."""
 
 
 def first_words(facts: Mapping[str, Any], title: str) -> list[str]:
@@ -650,15 +651,15 @@ def simulated_page(facts: Mapping[str, Any]) -> str:
 def tabular_page(facts: Mapping[str, Any]) -> str:
     lines = first_words(facts, "Samplers on spaces of which every net was trained")
     for title, table in facts["tables"].items():
-        lines += [TABULAR.format(**table), "", SHARES, *standings_table(title, table), "", *verdicts(table)]
-    return "\n".join(lines) + "\n"
+        lines += [TABULAR.format(**table), "", SHARES, *standings_table(title, table), "", *verdicts(table), ""]
+    return "\n".join(lines)
 
 
 def verdicts(table: Mapping[str, Any]) -> list[str]:
     """What was to be shown, and whether it is."""
     lines = ["### What was to be shown", ""]
     best = max(RIVALS, key=lambda rival: table["worth_until"][rival]["share"])
-    asked = {best: ("a quarter", 4), **{name: ("half", 2) for name in NEEDED if name in table["worth_until"]}}
+    asked = {best: ("a quarter", 4), **({"gp": ("half", 2)} if "gp" in table["worth_until"] else {})}
     for rival, (words, part) in asked.items():
         row, trials = table["worth_until"][rival], len(table["contestants"][rival]["median_course"])
         most = trials // part
