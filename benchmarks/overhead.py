@@ -190,7 +190,7 @@ def tune_run(reuse: bool) -> Callable[[str, int, Times, Path], None]:
         choices = {n: tune.choice(list(options)) for n, options in new_search(sampler, trials).space.choices.items()}
         with (
             connection.scratch() as scratch, connection.environment(connection.QUIET),
-            connection.to(None, cpus=1, variables={}, scratch=scratch),
+            connection.to(None, cpus=1, variables={}, folder=scratch),
         ):  # fmt: skip
             tune.Tuner(
                 tune.with_resources(train, {"cpu": 1}), param_space=choices,

@@ -118,7 +118,7 @@ def run(
     cpus = wanted * takes["CPU"]
     with (
         connection.scratch() as scratch, connection.environment(connection.QUIET),
-        connection.to(cluster.address, cpus=cpus, variables=variables, scratch=scratch, dashboard=cluster.dashboard),
+        connection.to(cluster.address, cpus=cpus, variables=variables, folder=scratch, dashboard=cluster.dashboard),
     ):  # fmt: skip
         most = connection.capacity(takes)
         driver = _Driver(

@@ -23,6 +23,10 @@ QUIET = {
 }
 """The driver's environment while Tune runs."""
 
+ATTEMPTS = 4
+"""How often Ray's client is let in by a door: the door starts a process for it, which now and then dies at birth (of a
+fork in the midst of gRPC's threads)."""
+
 
 @contextmanager
 def scratch() -> Iterator[Path]:
@@ -34,14 +38,15 @@ def scratch() -> Iterator[Path]:
 
 @contextmanager
 def to(
-    address: str | None, *, cpus: float, variables: Mapping[str, str], scratch: Path, dashboard: bool = False
+    address: str | None, *, cpus: float, variables: Mapping[str, str], folder: Path, dashboard: bool = False
 ) -> Iterator[None]:
-    """Ray until the block ends: found at ``address``, or started with so many ``cpus`` where that is None.
+    """Ray until the block ends: found at ``address``, or started with so many ``cpus`` where that is None, its files
+    in ``folder``.
 
     Its workers' environment has ``variables``. Raises RecipeError where it cannot be reached.
     """
     own = address is None
-    with environment(_own(scratch) if own else {}):
+    with environment(_own(folder) if own else {}):
         import ray
         from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
 
@@ -51,10 +56,11 @@ def to(
         if own:
             asked = {
                 "address": "local", "num_cpus": max(1, math.ceil(cpus)), "include_dashboard": dashboard,
-                "_temp_dir": str(scratch),
+                "_temp_dir": str(folder),
             }  # fmt: skip
+        asked |= {"log_to_driver": False, "configure_logging": False, "runtime_env": {"env_vars": dict(variables)}}
         try:
-            ray.init(**asked, log_to_driver=False, configure_logging=False, runtime_env={"env_vars": dict(variables)})
+            _init(asked)
         except (ConnectionError, ray.exceptions.RayError, RuntimeError, ValueError) as error:
             where = "on this machine" if own else f"at {address}"
             said = " ".join(str(error).split())[:300]
@@ -68,10 +74,22 @@ def to(
             ray.shutdown()
 
 
-def _own(scratch: Path) -> dict[str, str]:
+def _init(asked: Mapping[str, Any]) -> None:
+    import ray
+
+    for attempt in range(1, ATTEMPTS + 1):
+        try:
+            ray.init(**asked)
+            return
+        except ConnectionAbortedError:  # of a door alone
+            if attempt == ATTEMPTS:
+                raise
+
+
+def _own(folder: Path) -> dict[str, str]:
     """The environment of a Ray of our own: its ports are open to the network, so that it wants a throwaway secret of
     who talks to it; and its workers are as important to the system as others' processes, not least of all."""
-    path = scratch / "token"
+    path = folder / "token"
     path.touch(mode=0o600)
     path.write_text(secrets.token_hex(32))
     return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(path), "RAY_worker_niceness": "0"}

@@ -14,7 +14,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import replace
 from functools import partial
 from multiprocessing import forkserver
@@ -558,3 +558,41 @@ def test_what_cannot_work_is_refused_in_one_sentence(tmp_path: Path, monkeypatch
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(RecipeError, match=r"which is not installed: pip install 'onenet-bench\[ray\]'"):
         carry_out(search(1), tmp_path / "none", cluster.run)
+
+
+@pytest.mark.parametrize(("failures", "calls"), [(0, 1), (1, 2), (3, 4), (4, 4)])
+def test_a_door_whose_process_dies_at_birth_is_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failures: int, calls: int
+) -> None:
+    asked = []
+
+    def init(**words: Any) -> None:
+        asked.append(words)
+        if len(asked) <= failures:
+            raise ConnectionAbortedError("Initialization failure from server")
+
+    monkeypatch.setattr("ray.init", init)
+    refused = pytest.raises(RecipeError, match="at ray://far:1, but it cannot be reached")
+    with (
+        refused if failures == 4 else nullcontext(),
+        connection.to("ray://far:1", cpus=1, variables={}, folder=tmp_path),
+    ):
+        assert failures < 4
+    assert len(asked) == calls
+    assert {words["address"] for words in asked} == {"ray://far:1"}
+
+
+def test_a_door_that_is_not_there_is_asked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def init(**words: Any) -> None:
+        asked.append(words)
+        raise ConnectionError("ray client connection timeout")
+
+    monkeypatch.setattr("ray.init", init)
+    with (
+        pytest.raises(RecipeError, match="it cannot be reached"),
+        connection.to("ray://far:1", cpus=1, variables={}, folder=tmp_path),
+    ):
+        pytest.fail("there is nobody")
+    assert len(asked) == 1
