@@ -51,8 +51,9 @@ from onenet_bench.recipe import Recipe
 from onenet_bench.record import Machine, Record, Status, provenance
 from onenet_bench.screen import SCREENED, screen
 from onenet_bench.search import samplers
+from onenet_bench.search.candidates import Candidates, Net
 from onenet_bench.search.core import Core, Search
-from onenet_bench.search.frontier import Candidates, FrontierSampler, Net, Past
+from onenet_bench.search.frontier import FrontierSampler, Past
 from onenet_bench.search.parameters import as_parameters, distributions
 from onenet_bench.search.tabulate import read
 from onenet_bench.space import SearchSpace

@@ -38,7 +38,7 @@ def _say_version(asked: bool) -> None:
 
 
 @app.callback()
-def _(
+def _options_of_all(
     version: Annotated[
         bool, typer.Option("--version", callback=_say_version, is_eager=True, help="Print the version and exit.")
     ] = False,

@@ -3,7 +3,7 @@
 The costs of a net are exact before it is trained; only its scores are not. So every net within the budget is
 enumerated, the scores alone are learnt (``surrogate``), and the net is proposed whose training is expected to gain
 the most hypervolume, its costs taken as the numbers they are (``gain``). The largest gain is found among all nets,
-not among a sample of them (up to DRAWN): a bound that is cheap to compute rules most of them out. The first proposals
+not among a sample of them: a bound that is cheap to compute rules most of them out. The first proposals
 are spread over the costs.
 
 A proposal is a function of the seed, the trial's number and the study's trials, so that a study rebuilt from them
@@ -13,14 +13,11 @@ goes on as if it had never stopped.
 from __future__ import annotations
 
 import json
-import math
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from statistics import NormalDist
 from threading import Lock
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -31,14 +28,15 @@ from optuna.trial import FrozenTrial, TrialState
 
 from onenet_bench import costs
 from onenet_bench.budget import Budget, excess
-from onenet_bench.errors import RecipeError, SpaceError, SpecError
+from onenet_bench.errors import RecipeError, SpaceError
 from onenet_bench.pareto import Box, Objective
 from onenet_bench.recipe import Recipe
 from onenet_bench.record import Record, Status
-from onenet_bench.screen import MOST, SCREENED, Screening, screen
+from onenet_bench.screen import SCREENED
+from onenet_bench.search.candidates import Candidates, Groups, Net, candidates
 from onenet_bench.search.gain import cells, expected_gain
 from onenet_bench.search.parameters import distributions
-from onenet_bench.search.surrogate import Floats, Ints, Many, Singles, Surrogate, fit, similarity
+from onenet_bench.search.surrogate import Floats, Ints, Surrogate, fit, similarity
 from onenet_bench.space import SearchSpace, is_ordered
 from onenet_bench.spec import NetSpec
 
@@ -54,20 +52,11 @@ FEATURED = ("parameters", "macs", "activation_bytes", "peak_inference_mib")
 ALONG = "macs"
 """The cost that a score is expected to rise along, with its logarithm."""
 
-DRAWN = 1 << 18
-"""Candidates at a time: combinations of a space that is too large to be enumerated, or nets of one that has more …"""
-
-RENEWED = 50
-"""… and after how many trials they are drawn anew."""
-
 PROPOSED = "onenet_bench:proposed"
 """A system attribute of a trial: its options. Optuna itself notes them only once they are asked for."""
 
-GROUPS = 1024
-"""Groups of candidates whose costs are alike, at most: their gains are bounded together …"""
-
 EXAMINED = 1024
-"""… candidates whose gains are bounded one by one at a time, those of the best groups first …"""
+"""Candidates whose gains are bounded one by one at a time, those of the best groups first …"""
 
 PREDICTED = 64
 """… and, of these, worked out."""
@@ -82,155 +71,6 @@ SLACK = 1e-5
 """By which bounds are widened, for the rounding of what they are compared with."""
 
 _LOCK = Lock()
-
-
-# Candidates ----------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Net:
-    """A net as the surrogate sees it, ``features`` (d,), and its ``row`` if it is one of the candidates."""
-
-    row: int | None
-    features: Floats
-
-
-class Groups(NamedTuple):
-    """All candidates, group by group: their ``rows``, where in these each group ``starts``, and the ``least`` values
-    (groups, columns) of each."""
-
-    rows: Ints
-    starts: Ints
-    least: Singles
-
-
-class Candidates:
-    """Distinct nets of a space that fit a budget, one row each: all of them, or so many as are drawn.
-
-    ``options`` (rows, choices) are indices into the choices' options, ``costs`` the screened costs. ``features``
-    (rows, d) run from 0 to 1: an ordered choice by rank, another one column per option, and logarithms of costs;
-    ``groups`` (d,) numbers the choice or cost behind each column.
-    """
-
-    def __init__(self, screening: Screening, rows: Ints, featured: Sequence[str]) -> None:
-        self.space = space = screening.space
-        self.resolution = screening.resolution
-        self.classes, self.in_channels = screening.classes, screening.in_channels
-        self.options = np.stack([screening.options[name][rows] for name in space.choices], axis=1)
-        self.costs = {name: screening.costs[name][rows] for name in SCREENED}
-        self._featured = tuple(featured)
-        self._ranges = {n: (self.costs[n].min(), self.costs[n].max()) for n in featured} if len(rows) else {}
-        columns = [1 if is_ordered(options) else len(options) for options in space.choices.values()]
-        self.groups: Ints = np.repeat(np.arange(len(columns) + len(featured)), columns + [1] * len(featured))
-        self.features = self._features(self.options, self.costs).astype(np.float32)
-        self.many: defaultdict[str, Many] = defaultdict(lambda: Many(self.features))  # by what is learnt of them
-        sizes = [len(options) for options in space.choices.values()]
-        places = [math.prod(sizes[i + 1 :]) % 2**64 for i in range(len(sizes))]
-        self._places = np.array(places, dtype=np.uint64)
-        codes = self._codes(self.options)
-        self._order = np.argsort(codes)
-        self._sorted = codes[self._order]
-        self._nets: dict[tuple[int, ...], Net | None] = {}
-        self._grouped: dict[tuple[int, ...], Groups] = {}
-        self.fitting: dict[Any, bool] = {}
-
-    def __len__(self) -> int:
-        return len(self.options)
-
-    def choices(self, options: Sequence[int]) -> dict[str, Any]:
-        """Indices of options as a space's choices."""
-        return {name: values[at] for (name, values), at in zip(self.space.choices.items(), options, strict=True)}
-
-    def spec(self, options: Sequence[int]) -> NetSpec:
-        """The spec that ``options`` make. Raises SpecError where they make none."""
-        return self.space.spec(self.choices(options), classes=self.classes, in_channels=self.in_channels)
-
-    def column(self, cost: str) -> int:
-        """Where a cost stands among the features."""
-        return len(self.groups) - len(self._featured) + self._featured.index(cost)
-
-    def grouped(self, columns: tuple[int, ...]) -> Groups:
-        """Groups that are alike in these ``columns`` of the features: cut into as many quantiles by each."""
-        if columns not in self._grouped:
-            known, codes = self.features[:, columns], np.zeros(len(self), dtype=np.int64)
-            cuts = int(GROUPS ** (1 / max(1, len(columns))) + 1e-9)
-            for values in known.T:
-                place = np.empty(len(self), dtype=np.int64)
-                place[np.argsort(values, kind="stable")] = np.arange(len(self))
-                codes = codes * cuts + place * cuts // len(self)
-            rows = np.argsort(codes, kind="stable")
-            starts = np.flatnonzero(np.diff(codes[rows], prepend=-1))
-            self._grouped[columns] = Groups(rows, starts, np.minimum.reduceat(known[rows], starts, axis=0))
-        return self._grouped[columns]
-
-    def net(self, options: tuple[int, ...]) -> Net | None:
-        """The net that ``options`` make, by whichever combination it is a candidate; None where they make none."""
-        if options not in self._nets:
-            self._nets[options] = self._find(options)
-        return self._nets[options]
-
-    def _find(self, options: tuple[int, ...]) -> Net | None:
-        at = np.array([options], dtype=np.int16)
-        first, after = (np.searchsorted(self._sorted, self._codes(at)[0], side) for side in ("left", "right"))
-        for row in self._order[first:after]:
-            if (self.options[row] == at).all():
-                return self._row(int(row))
-        try:
-            spec = self.spec(options)
-            counted = costs.count(spec, self.resolution)
-        except SpecError:
-            return None
-        known = {name: float(getattr(counted, name)) for name in SCREENED}
-        for row in np.flatnonzero(np.all([self.costs[name] == known[name] for name in SCREENED], axis=0)):
-            if self.spec(self.options[row]).digest() == spec.digest():
-                return self._row(int(row))
-        features = self._features(at, {name: np.array([value]) for name, value in known.items()})[0]
-        return Net(row=None, features=features.astype(np.float32).astype(np.float64))
-
-    def _row(self, row: int) -> Net:
-        return Net(row=row, features=self.features[row].astype(np.float64))
-
-    def _codes(self, options: npt.NDArray[np.int16]) -> npt.NDArray[np.uint64]:
-        """A number for each combination, which huge spaces may give to several."""
-        return options.astype(np.uint64) @ self._places
-
-    def _features(self, options: npt.NDArray[np.int16], known: Mapping[str, Floats]) -> Floats:
-        columns: list[Floats] = []
-        for i, values in enumerate(self.space.choices.values()):
-            if is_ordered(values):
-                columns.append(options[:, i, None] / max(1, len(values) - 1))
-            else:  # two different options are 1 apart
-                columns.append((options[:, i, None] == np.arange(len(values))) / math.sqrt(2))
-        for name, (lowest, highest) in self._ranges.items():
-            span = math.log(highest / lowest) or 1.0
-            columns.append(np.log(known[name] / lowest)[:, None] / span)
-        return np.concatenate(columns, axis=1)
-
-
-@lru_cache(maxsize=1)
-def _fitting(
-    space: str, resolution: int, classes: int, in_channels: int, budget: tuple[Budget, ...], canonical: bool, draw: int
-) -> tuple[Screening, Ints]:
-    """A ``space`` in JSON as it was screened, or a ``draw`` of it, and the rows of its nets that fit."""
-    reached = SearchSpace.from_dict(json.loads(space))
-    most = MOST if reached.size <= MOST else DRAWN
-    screening = screen(reached, resolution, classes=classes, in_channels=in_channels, most=most, seed=draw)
-    return screening, np.flatnonzero(screening.fits(budget) & (screening.distinct | (not canonical)))
-
-
-@lru_cache(maxsize=2)
-def candidates(
-    question: tuple[str, int, int, int], budget: tuple[Budget, ...], featured: tuple[str, ...], canonical: bool,
-    drawn: int, draw: int,
-) -> Candidates:  # fmt: skip
-    """Made once per process, or by the ``draw`` where there are too many for all; combinations by ``drawn``."""
-    screening, rows = _fitting(*question, budget, canonical, drawn)
-    if len(rows) > DRAWN:
-        rows = np.sort(np.random.default_rng(draw).choice(rows, DRAWN, replace=False))
-    return Candidates(screening, rows, featured)
-
-
-# The sampler ---------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -338,12 +178,10 @@ class FrontierSampler(BaseSampler):
     # What is known ---------------------------------------------------------------------------------------
 
     def _candidates(self, number: int) -> Candidates:
-        draw = int(np.random.SeedSequence([self._seed, number // RENEWED]).generate_state(1)[0])
-        drawn = draw if self._space.size > MOST else 0  # of combinations
-        if not drawn and len(_fitting(*self._question, self._budget, self.canonical, 0)[1]) <= DRAWN:
-            draw = 0
         featured = tuple(dict.fromkeys([*self.featured, *(o.name for o in self._objectives if o.name in self.known)]))
-        return candidates(self._question, self._budget, featured, self.canonical, drawn, draw)
+        return candidates(
+            self._question, self._budget, featured, canonical=self.canonical, seed=self._seed, number=number
+        )
 
     def _past(self, study: Study, found: Candidates) -> Past:
         trials: list[tuple[TrialState, list[float] | None, Any, Net]] = []  # with what their nets are known by

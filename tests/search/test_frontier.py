@@ -19,7 +19,7 @@ from onenet_bench.errors import SpaceError
 from onenet_bench.pareto import hypervolume, objectives
 from onenet_bench.recipe import Recipe
 from onenet_bench.record import Status
-from onenet_bench.search import frontier, samplers, surrogate
+from onenet_bench.search import candidates, frontier, samplers, surrogate
 from onenet_bench.search.core import Search
 from onenet_bench.search.frontier import FrontierSampler
 from onenet_bench.search.gain import cells, expected_gain
@@ -165,13 +165,13 @@ def test_a_budget_on_the_memory_of_training_is_held_too() -> None:
         study_of(budget=limit)
 
 
-@pytest.mark.parametrize("most", [100, frontier.MOST])  # combinations, or nets that fit, are drawn
+@pytest.mark.parametrize("most", [100, candidates.MOST])  # combinations, or nets that fit, are drawn
 def test_a_space_too_large_is_sampled_anew_every_now_and_then(most: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(frontier, "MOST", most)
-    monkeypatch.setattr(frontier, "DRAWN", 80)
-    frontier._fitting.cache_clear()
-    frontier.candidates.cache_clear()
-    monkeypatch.setattr(frontier, "RENEWED", 8)
+    monkeypatch.setattr(candidates, "MOST", most)
+    monkeypatch.setattr(candidates, "DRAWN", 80)
+    candidates._fitting.cache_clear()
+    candidates._candidates.cache_clear()
+    monkeypatch.setattr(candidates, "RENEWED", 8)
     study = study_of()
     found = tell_all(study, THREE, 24)
     assert len(set(found)) == 24
@@ -211,7 +211,7 @@ def test_a_fresh_sampler_goes_on_as_one_that_was_there_all_along() -> None:
     study, found = study_of(), []
     for _ in range(20):
         surrogate._fit.cache_clear()
-        frontier.candidates.cache_clear()
+        candidates._candidates.cache_clear()
         study.sampler = sampler()
         found += tell_all(study, THREE, 1)
     assert found == whole
