@@ -2,7 +2,7 @@
 
 A reproduction is a folder with a ledger. Its first line names table and settings, which never change; what is asked
 for may grow from call to call, and cells that are complete are not trained again. A cell that was interrupted goes on
-from its last state, and one that failed is tried again. Published figures and pages are ``report.reproduce``'s.
+from its last state, and one that failed is tried again. The pages are ``report.reproduce``'s.
 
 A cell's weights are trained with validation as everywhere, and scored on the test split. One split serves all seeds.
 """
@@ -26,7 +26,7 @@ from onenet_bench.ledger import Ledger
 from onenet_bench.plan import check_resolution
 from onenet_bench.recipe import PAPER, Recipe
 from onenet_bench.record import SCHEMA, Machine, Record, Status, provenance
-from onenet_bench.report.reproduce import CHANNELS, RESOLUTION, TABLES, WIDTH, PublishedTable
+from onenet_bench.report.published import CHANNELS, RESOLUTION, TABLES, WIDTH, PublishedTable
 from onenet_bench.spec import NetSpec
 from onenet_bench.task import Task
 

@@ -28,11 +28,10 @@ from onenet_bench.errors import LedgerError, OnenetBenchError, RecipeError, Spec
 from onenet_bench.ledger import Ledger
 from onenet_bench.plan import plan
 from onenet_bench.record import Status
+from onenet_bench.report.published import DATA, TABLES
 from onenet_bench.report.reproduce import (
-    DATA,
     READINGS,
     STATEMENT,
-    TABLES,
     Cell,
     Reproduction,
     build_reproduction,

@@ -218,7 +218,7 @@ def reproduce(
 
     from onenet_bench import reproduce as reproduction
     from onenet_bench.record import usable_cores
-    from onenet_bench.report import reproduce as published
+    from onenet_bench.report import reproduce as pages
 
     check_device(device)
     if smoke and (root or data):
@@ -247,12 +247,12 @@ def reproduce(
         asked, settings, folder, command=command_line(), device=device,
         heard=lambda line: print(line, file=sys.stderr),
     )  # fmt: skip
-    facts = published.reproduction_facts(folder)
-    page = published.write_reproduction(facts, html or REPORTS / f"reproduce-{name}.html")
+    facts = pages.reproduction_facts(folder)
+    page = pages.write_reproduction(facts, html or REPORTS / f"reproduce-{name}.html")
     if json_:
-        print_json({"folder": str(folder), "report": str(page), **published.to_dict(facts)})
+        print_json({"folder": str(folder), "report": str(page), **pages.to_dict(facts)})
     else:
-        print_table(published.terminal_table(facts))
+        print_table(pages.terminal_table(facts))
         print(f"\nrun:    {folder}\nreport: {page}")
     if not finished:
         print("interrupted; the same command goes on from here", file=sys.stderr)

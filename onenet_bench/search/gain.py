@@ -20,6 +20,7 @@ import numpy.typing as npt
 from onenet_bench.pareto import non_dominated
 
 Floats = npt.NDArray[np.float64]
+Reals = npt.NDArray[np.floating[Any]]  # singles or doubles
 
 BLOCK = 1 << 17
 """Products of a query and a cell that are made at a time."""
@@ -57,7 +58,7 @@ def cells(points: Floats, reference: Floats) -> tuple[Floats, Floats]:
     return lower[full], upper[full]
 
 
-def expected_gain(boxes: tuple[Floats, Floats], mean: Any, deviation: Any, known: Any) -> Floats:
+def expected_gain(boxes: tuple[Floats, Floats], mean: Reals, deviation: Reals, known: Reals) -> Floats:
     """Expected gain (q,) over ``boxes`` (from ``cells``) of nets with independent Gaussian losses, ``mean`` and
     ``deviation`` (q, u), and ``known`` ones (q, m - u)."""
     lower, upper = (corners.astype(mean.dtype) for corners in boxes)
@@ -80,13 +81,13 @@ def expected_gain(boxes: tuple[Floats, Floats], mean: Any, deviation: Any, known
     return gains
 
 
-def _below(mean: Floats, deviation: Floats, edges: Floats) -> Floats:
+def _below(mean: Reals, deviation: Reals, edges: Reals) -> Reals:
     """Expected improvements (q, c) on ``edges`` (c,), each different edge worked out once."""
     distinct, place = np.unique(edges, return_inverse=True)
     return expected_improvement(mean[:, None], deviation[:, None], distinct)[:, place]
 
 
-def expected_improvement(mean: Any, deviation: Any, best: Any) -> Floats:
+def expected_improvement(mean: Reals, deviation: Reals, best: Reals) -> Reals:
     """E max(0, best - loss) of Gaussian losses, elementwise; to a millionth of its value, however small, up to 37
     deviations away. -inf improves on nothing."""
     t = (best - mean) / deviation
