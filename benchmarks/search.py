@@ -323,7 +323,7 @@ class Botorch(FrontierSampler):
         told = torch.tensor(np.stack([net.features for net in past.told + past.pending]))  # (n, d)
         learner = SingleTaskGP(told[: len(loss)], torch.tensor(-loss))
         fit_gpytorch_mll(ExactMarginalLogLikelihood(learner.likelihood, learner))
-        costs = [found.column(o.name) for o in self._objectives if o is not learnt]
+        costs = [found.encoding.column(o.name) for o in self._objectives if o is not learnt]
         known = GenericDeterministicModel(lambda x: -x[..., costs], num_outputs=len(costs))
         both = ModelList(learner, known)
         draws = get_sampler(both.posterior(told), torch.Size([SAMPLES]), seed=self._seed)
@@ -491,7 +491,7 @@ def time_proposals(told: int, repeats: int) -> dict[str, Any]:
         return [score + draws.normal(0, 0.008), found.costs["parameters"][row], found.costs["macs"][row]]
 
     for row in draws.choice(len(found), told, replace=False).tolist():
-        parameters = as_parameters(space, found.choices(found.options[row].tolist()))
+        parameters = as_parameters(space, found.encoding.choices(found.options[row].tolist()))
         study.add_trial(
             optuna.trial.create_trial(params=parameters, distributions=distributions(space), values=values(row))
         )

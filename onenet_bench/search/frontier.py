@@ -152,7 +152,7 @@ class FrontierSampler(BaseSampler):
             row = self._propose(found, past, np.random.default_rng([self._seed, trial.number]))
             options = found.options[row].tolist()
             study._storage.set_trial_system_attr(trial._trial_id, PROPOSED, options)
-        choices = found.choices(options)
+        choices = found.encoding.choices(options)
         return {
             name: at if is_ordered(self._space.choices[name]) else choices[name]
             for (name, at) in zip(choices, options, strict=True)
@@ -190,7 +190,9 @@ class FrontierSampler(BaseSampler):
         for state, values, options in [*before, *now]:
             if options is not None and (net := found.net(options)) is not None:
                 trials.append((state, values, options if net.row is None else net.row, net))
-        of = {state: {key for its, _, key, _ in trials if its is state} for state in TrialState}
+        of: dict[TrialState, set[Any]] = {state: set() for state in TrialState}
+        for state, _, key, _ in trials:
+            of[state].add(key)
         complete, pending, stopped = (of[s] for s in (TrialState.COMPLETE, TrialState.RUNNING, TrialState.PRUNED))
         failed = of[TrialState.FAIL] - complete - pending - stopped  # not those that were rejected as duplicates
         ended = [
@@ -239,16 +241,16 @@ class FrontierSampler(BaseSampler):
             timed = (row, self._on_latency)
             if timed not in found.fitting:
                 highest = UNSURE * min(budget.limit for budget in self._on_latency)
-                found.fitting[timed] = self._predict(found.spec(found.options[row])) <= highest
+                found.fitting[timed] = self._predict(found.spec(row)) <= highest
             if not found.fitting[timed]:
                 return False
         if not self._on_training or self._recipe is None:
             return True
         key = (row, self._recipe, self._on_training)
         if key not in found.fitting:
-            spec = found.spec(found.options[row])
+            spec = found.spec(row)
             try:
-                over = excess(costs.count_training(spec, found.resolution, self._recipe), self._on_training)
+                over = excess(costs.count_training(spec, found.encoding.resolution, self._recipe), self._on_training)
             except RecipeError:
                 over = "no training by this recipe"
             found.fitting[key] = not over
@@ -279,22 +281,22 @@ class FrontierSampler(BaseSampler):
         middle = int(_halving(len(tried) - 1) * len(rows))
         near = rows[max(0, middle - half) : middle + half]
         near = draws.choice(near, min(SOME, (len(near) + 1) // 2), replace=False)
-        alike = similarity(found.features[near], np.stack([net.features for net in tried]), found.groups)
+        alike = similarity(found.features[near], np.stack([net.features for net in tried]), found.encoding.groups)
         return int(near[alike.max(axis=1).argmin()])
 
     def _best(self, found: Candidates, past: Past, untried: npt.NDArray[np.bool_]) -> int:
         """The untried candidate of the largest expected gain."""
         unknown = [i for i, o in enumerate(self._objectives) if o.name not in self.known]
-        columns = [found.column(o.name) for o in self._objectives if o.name in self.known]
+        columns = [found.encoding.column(o.name) for o in self._objectives if o.name in self.known]
         box = Box.around(
             [self._objectives[i] for i in unknown], {self._objectives[i].name: past.values[:, i] for i in unknown}
         )
         losses = box.place({self._objectives[i].name: past.values[:, i] for i in unknown})  # (n, u)
         told = np.stack([net.features for net in past.told])  # (n, d)
         pending = np.array([net.features for net in past.pending]).reshape(-1, told.shape[1])  # (p, d)
-        along = found.column(ALONG) if ALONG in self.featured else None
+        along = found.encoding.column(ALONG) if ALONG in self.featured else None
         surrogates = [
-            Surrogate(fit(told, found.groups, loss, along=along), told, found.groups, loss, pending)
+            Surrogate(fit(told, found.encoding.groups, loss, along=along), told, found.encoding.groups, loss, pending)
             for loss in losses.T
         ]
         seen = np.concatenate([told, pending])
@@ -341,7 +343,9 @@ class FrontierSampler(BaseSampler):
     def _succeeds(self, found: Candidates, past: Past, features: Floats) -> Floats:
         """How likely nets (q, d) are to be trained to the end: a surrogate of failing, 0 or 1, stays below a half."""
         nets = np.stack([net.features for net in past.ended])
-        surrogate = Surrogate(fit(nets, found.groups, past.failed), nets, found.groups, past.failed, nets[:0])
+        surrogate = Surrogate(
+            fit(nets, found.encoding.groups, past.failed), nets, found.encoding.groups, past.failed, nets[:0]
+        )
         mean, deviation = surrogate.predict(features)
         return np.array([NormalDist().cdf(t) for t in (0.5 - mean) / deviation])
 

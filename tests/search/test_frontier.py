@@ -165,21 +165,40 @@ def test_a_budget_on_the_memory_of_training_is_held_too() -> None:
         study_of(budget=limit)
 
 
-@pytest.mark.parametrize("most", [100, candidates.MOST])  # combinations, or nets that fit, are drawn
-def test_a_space_too_large_is_sampled_anew_every_now_and_then(most: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(candidates, "MOST", most)
-    monkeypatch.setattr(candidates, "DRAWN", 80)
-    candidates._fitting.cache_clear()
-    candidates._candidates.cache_clear()
-    monkeypatch.setattr(candidates, "RENEWED", 8)
+COMBINATIONS = {"MOST": 100, "COMBINATIONS": 80, "SCREENED_ANEW": 8}
+NETS = {"WHOLE": 98, "DRAWN": 60, "DRAWN_ANEW": 8}
+
+
+@pytest.mark.parametrize("limits", [COMBINATIONS, NETS, {**COMBINATIONS, "WHOLE": 20, "DRAWN": 18, "DRAWN_ANEW": 4}])
+def test_a_space_too_large_is_sampled_anew_every_now_and_then(
+    limits: dict[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in limits.items():
+        monkeypatch.setattr(candidates, name, value)
+    for made in (candidates._fitting, candidates._encoding, candidates._candidates):
+        made.cache_clear()
     study = study_of()
     found = tell_all(study, THREE, 24)
     assert len(set(found)) == 24
     assert set(found) <= affordable()
-    per_draw = [sampler()._candidates(number) for number in (0, 7, 8)]
+    often = limits.get("DRAWN_ANEW", 8)
+    per_draw = [sampler()._candidates(number) for number in (0, often - 1, often)]
     assert per_draw[0] is per_draw[1]
     assert {tuple(o) for o in per_draw[0].options} != {tuple(o) for o in per_draw[2].options}
+    assert {len(drawn) for drawn in per_draw} <= set(range(limits.get("DRAWN", 80) + 1))
+    priced = [per_draw[0].encoding.column(name) for name in frontier.FEATURED]
+    for options in map(tuple, per_draw[2].options.tolist()):  # costs are scaled alike in all draws
+        first, last = per_draw[0].net(options), per_draw[2].net(options)
+        assert first is not None
+        assert last is not None
+        assert np.array_equal(first.features[priced], last.features[priced])
     assert found == tell_all(study_of(), THREE, 24)
+
+
+def test_a_space_is_looked_at_in_whole_up_to_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(candidates, "WHOLE", 99)
+    monkeypatch.setattr(candidates, "DRAWN", 60)
+    assert len(sampler()._candidates(0)) == len(affordable()) == 99
 
 
 def test_what_cannot_work_is_said() -> None:
@@ -231,7 +250,7 @@ def test_the_proposal_gains_most_of_all(names: tuple[str, ...], monkeypatch: pyt
         found = sampler(names)._candidates(0)
         past = sampler(names)._past(study, found)
         unknown = [i for i, name in enumerate(names) if name in ("miou", "dice", "latency_ms")]
-        columns = [found.column(name) for name in names if name in ("macs", "parameters")]
+        columns = [found.encoding.column(name) for name in names if name in ("macs", "parameters")]
         losses = past.values[:, unknown].copy()
         for j, i in enumerate(unknown):
             if names[i] == "latency_ms":
@@ -241,9 +260,9 @@ def test_the_proposal_gains_most_of_all(names: tuple[str, ...], monkeypatch: pyt
                 losses[:, j] = 1 - losses[:, j]
         told = np.array([net.features for net in past.told])
         pending = np.array([net.features for net in past.pending]).reshape(-1, told.shape[1])
-        fits = [surrogate.fit(told, found.groups, y, along=found.column("macs")) for y in losses.T]
+        fits = [surrogate.fit(told, found.encoding.groups, y, along=found.encoding.column("macs")) for y in losses.T]
         models = [
-            surrogate.Surrogate(fitted, told, found.groups, y, pending)
+            surrogate.Surrogate(fitted, told, found.encoding.groups, y, pending)
             for fitted, y in zip(fits, losses.T, strict=True)
         ]
         seen = np.concatenate([told, pending])
