@@ -31,7 +31,10 @@ from onenet_bench.training.losses import class_weights, weighted_cross_entropy
 from onenet_bench.training.metrics import SplitMetrics, SplitScores
 
 TOGETHER = 1 << 16
-"""Pixels that are evaluated together where a batch has fewer."""
+"""Pixels that are evaluated together where a batch has fewer …"""
+
+BATCHES = 3
+"""… of so many batches at most, which take less memory than a training step of one."""
 
 
 class Samples(Protocol):
@@ -334,12 +337,12 @@ def evaluate_split(
 ) -> SplitScores:
     """All scores of ``metrics`` over a split, at the size of the logits, in float32 and evaluation mode.
 
-    Images are taken ``batch`` at a time, or as many as make ``TOGETHER`` pixels where those are more.
+    Images are taken ``batch`` at a time, small ones up to three times as many (``TOGETHER``).
     ``background_weight`` is the one inside ``ce_weighted``. It is a quarter whatever the training used, so that
     scores of different recipes can be compared. Raises DataError for a mask value that is no class.
     """
     metrics = SplitMetrics(classes, ignore_index)
-    batch = max(batch, TOGETHER // math.prod(samples.images.shape[2:]))
+    batch = max(batch, min(BATCHES * batch, TOGETHER // math.prod(samples.images.shape[2:])))
     was_training = net.training
     net.to(device).eval()
     with torch.inference_mode():

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from onenet_bench import models, zoo
+from onenet_bench import costs, models, zoo
 from onenet_bench.errors import DataError
 from onenet_bench.recipe import OPTIMISERS, SCHEDULES, Recipe
 from onenet_bench.record import SCORES
@@ -458,3 +458,21 @@ def test_a_compiled_training_is_the_same_but_for_rounding(
         assert bool(graphs) == compiled
         losses.append([progress.loss for progress in trained.history])
     assert losses[1] == pytest.approx(losses[0], rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("size", "batch", "wanted"), [(16, 4, 12), (16, 100, 256), (64, 4, 12), (64, 12, 16), (64, 40, 40)]
+)
+def test_small_images_are_evaluated_together(size: int, batch: int, wanted: int) -> None:
+    spy = Spy(tiny())
+    evaluate_split(spy, squares(2 * wanted, 0, size), classes=3, batch=batch)
+    assert [len(x) for x in spy.shown_in_evaluation] == [wanted, wanted]
+
+
+@pytest.mark.parametrize("name", list(zoo.NETS))
+def test_what_is_evaluated_together_takes_no_more_than_a_training_step(name: str) -> None:
+    spec = zoo.get(name)
+    one = costs.count(spec, 256, batch=1)
+    assert one.peak_inference_mib is not None
+    assert one.peak_training_mib is not None
+    assert loop.BATCHES * one.peak_inference_mib < one.peak_training_mib
