@@ -1,6 +1,6 @@
 # make sweep   install, search the default space on the default data, print where the report lies
 # make test    install, run all tests
-# make soak    hundreds of trials with injected faults, and drivers that are killed; writes results/soak.md
+# make soak    hundreds of trials with injected faults, and drivers that are killed; writes results/soak*.md
 # Both start from a machine that has only Python >= 3.11, pip and make.
 
 PYTHON ?= python3

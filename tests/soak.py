@@ -58,6 +58,19 @@ def accounted(found: dict[int, Record], planned: dict[int, str]) -> list[tuple[s
     return [(*row, counts[row], strange[row]) for row in sorted(counts)]
 
 
+def write(name: str, lines: list[str]) -> None:
+    """A page of ``results/``, with what made it and where."""
+    made = provenance()
+    lines += [
+        "", f"Commit {made['commit']}{' with local changes' if made['dirty'] else ''}; "
+        + ", ".join(f"{name} {version}" for name, version in made["versions"].items()) + ".",
+        "Machine: " + ", ".join(f"{name} {value}" for name, value in asdict(Machine.here()).items()) + ".",
+    ]  # fmt: skip
+    text = "\n".join(lines) + "\n"
+    print(text)
+    (ROOT / "results" / name).write_text(text, encoding="utf-8")
+
+
 def main() -> None:
     began = time.monotonic()
     lines = ["# The soak", "", f"`make soak`, which is `{shlex.join(['python', '-m', 'tests.soak'])}`", ""]
@@ -91,16 +104,8 @@ def main() -> None:
             f"Epochs in the ledger: {len(reports)}; written twice: {sum(n > 1 for n in reports.values())}.",
             f"Last in the ledger at the kills: {moments}.", "",
         ]  # fmt: skip
-    made = provenance()
-    lines += [
-        f"Took {time.monotonic() - began:.0f} s in all. Processes left after a kill: none.", "",
-        f"Commit {made['commit']}{' with local changes' if made['dirty'] else ''}; "
-        + ", ".join(f"{name} {version}" for name, version in made["versions"].items()) + ".",
-        "Machine: " + ", ".join(f"{name} {value}" for name, value in asdict(Machine.here()).items()) + ".",
-    ]  # fmt: skip
-    text = "\n".join(lines) + "\n"
-    print(text)
-    (ROOT / "results" / "soak.md").write_text(text, encoding="utf-8")
+    lines += [f"Took {time.monotonic() - began:.0f} s in all. Processes left after a kill: none."]
+    write("soak.md", lines)
 
 
 if __name__ == "__main__":

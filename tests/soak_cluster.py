@@ -3,13 +3,15 @@
     python -m tests.soak_cluster [--runs 10] [--kills 3] [--trials 12] [--seed 0]
 
 On a cluster of two nodes on this machine. Every run is begun, killed and resumed ``--kills`` times, then carried to
-its end; each of its candidates must be told exactly once, and those told before a kill must stay as they were. Prints
-a line per run and exits with 1 at the first that is not so.
+its end; each of its candidates must be told exactly once, and those told before a kill must stay as they were. Exits
+with 1 at the first run that is not so. Writes ``results/soak_cluster.md``.
 """
 
 from __future__ import annotations
 
 import argparse
+import shlex
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -20,6 +22,7 @@ from onenet_bench import ledger
 from onenet_bench.search import cluster, connection
 from onenet_bench.search.cluster import Cluster
 from tests.search.test_cluster import Nodes, accounted, below, carry_out, fake, kill, search, start_driver, told
+from tests.soak import write
 
 
 def one(folder: Path, nodes: Nodes, kills: int, trials: int, draws: np.random.Generator) -> str:
@@ -51,6 +54,13 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     draws = np.random.default_rng(arguments.seed)
+    began = time.monotonic()
+    command = shlex.join(["python", "-m", "tests.soak_cluster", *sys.argv[1:]])
+    lines = [
+        "# The soak of a cluster", "", f"Part of `make soak`: `{command}`", "",
+        f"{arguments.runs} runs of the Ray engine on two nodes of this machine, two trials at once. The driver of each "
+        f"was killed {arguments.kills} times and begun again, and then let end.", "",
+    ]  # fmt: skip
     with connection.scratch() as scratch, tempfile.TemporaryDirectory() as home:
         nodes = Nodes(scratch)
         try:
@@ -58,9 +68,11 @@ def main() -> None:
                 for number in range(arguments.runs):
                     folder = Path(home, str(number))
                     said = one(folder, nodes, arguments.kills, arguments.trials, draws)
-                    print(f"run {number + 1} of {arguments.runs}: {said}", flush=True)
+                    lines.append(f"- Run {number + 1}: {said}.")
+                    print(lines[-1], flush=True)
         finally:
             nodes.end()
+    write("soak_cluster.md", [*lines, "", f"Took {time.monotonic() - began:.0f} s in all."])
 
 
 if __name__ == "__main__":
