@@ -205,10 +205,9 @@ def candidates(
     ``seed`` and every now and then where there are too many for all.
     """
     asked = (question, budget, canonical)
-    of_combinations = [0, 0]  # the first draw, by which costs are scaled, and this one
-    if _space(question[0]).size > MOST:
-        of_combinations = [_draw(seed, 0), _draw(seed, number // SCREENED_ANEW)]
-    scaled_by, combinations = of_combinations
+    scaled_by = combinations = 0
+    if _space(question[0]).size > MOST:  # costs are scaled by the first draw
+        scaled_by, combinations = _draw(seed, 0), _draw(seed, number // SCREENED_ANEW)
     nets = _draw(seed, number // DRAWN_ANEW) if len(_fitting(*asked, combinations)[1]) > WHOLE else 0
     return _candidates(*asked, featured, scaled_by, combinations, nets)
 
