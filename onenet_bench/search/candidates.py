@@ -134,8 +134,9 @@ class Candidates:
         choices = screening.space.choices
         self.options = np.stack([screening.options[name][rows] for name in choices], axis=1)
         self.costs = {name: screening.costs[name][rows] for name in SCREENED}
-        self.features = encoding.features(self.options, self.costs)
-        self.many: defaultdict[str, Many] = defaultdict(lambda: Many(self.features))  # by what is learnt of them
+        self.features = features = encoding.features(self.options, self.costs)
+        # By what is learnt of them. Not from self, which would then live on until the garbage is collected.
+        self.many: defaultdict[str, Many] = defaultdict(lambda: Many(features))
         sizes = [len(options) for options in choices.values()]
         places = [math.prod(sizes[i + 1 :]) % 2**64 for i in range(len(sizes))]
         self._places = np.array(places, dtype=np.uint64)

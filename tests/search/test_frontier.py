@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -199,6 +201,20 @@ def test_a_space_is_looked_at_in_whole_up_to_a_limit(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(candidates, "WHOLE", 99)
     monkeypatch.setattr(candidates, "DRAWN", 60)
     assert len(sampler()._candidates(0)) == len(affordable()) == 99
+
+
+def test_candidates_go_with_the_last_who_uses_them() -> None:
+    """Not with the next collection of garbage, which hundreds of megabytes do not bring about."""
+    found = sampler()._candidates(0)
+    assert len(found.many["miou"]) == len(found)
+    gone = weakref.ref(found)
+    gc.disable()
+    try:
+        candidates._candidates.cache_clear()
+        del found
+        assert gone() is None
+    finally:
+        gc.enable()
 
 
 def test_what_cannot_work_is_said() -> None:
