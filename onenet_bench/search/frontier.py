@@ -2,9 +2,9 @@
 
 The costs of a net are exact before it is trained; only its scores are not. So every net within the budget is
 enumerated, the scores alone are learnt (``surrogate``), and the net is proposed whose training is expected to gain
-the most hypervolume, its costs taken as the numbers they are (``gain``). The largest gain is found among all nets,
-not among a sample of them: a bound that is cheap to compute rules most of them out. The first proposals
-are spread over the costs.
+the most hypervolume, its costs taken as the numbers they are (``gain``). The largest gain is found among all nets, not
+among a sample of them (up to ``candidates.WHOLE``): a bound that is cheap to compute rules most of them out. The first
+proposals are spread over the costs.
 
 A proposal is a function of the seed, the trial's number and the study's trials, so that a study rebuilt from them
 goes on as if it had never stopped.
