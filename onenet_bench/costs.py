@@ -107,6 +107,37 @@ def add_up(rows: Iterable[Row]) -> Sums:
     return Sums(parameters, used, macs, elements, mult_adds, weighted)
 
 
+class Traits(NamedTuple):
+    """What is no cost and yet known beforehand, adds up over rows, and says something of a net's scores. Whole
+    numbers, or arrays of them."""
+
+    widened: Any  # pixels that windows add to what a logit sees, along the width, on the deepest path
+    encoder_macs: Any
+
+    def named(self) -> dict[str, Any]:
+        """``extent``, the width in pixels of what a logit sees: the receptive field's, but for ends of lines and the
+        sub-pixels of a pixel-unshuffle; ``encoder_macs``, those of stem and encoder."""
+        return {"extent": 1 + self.widened, "encoder_macs": self.encoder_macs}
+
+
+TRAITS = tuple(Traits(0, 0).named())
+
+
+def traits(rows: Iterable[Row], side: int) -> Traits:
+    """The traits of ``rows`` of a plan for images of ``side`` pixels."""
+    widened = encoder_macs = 0
+    for row in rows:
+        if not row.runs:
+            continue
+        if row.level.startswith(("stem", "encoder")):
+            encoder_macs += row.macs
+        if row.op == "spatial":
+            widened += 2 * -(-(row.kernel // 2) // row.c_in) * (side // row.w_in)
+        elif row.op in ("conv", "maxpool", "unshuffle"):
+            widened += (row.kernel - 1) * (side // row.w_in)
+    return Traits(widened, encoder_macs)
+
+
 def by_level(lowered: Plan) -> dict[str, dict[str, int]]:
     """Parameters, MACs and activation bytes of every level, in order of execution; rows that never run count
     towards parameters alone."""

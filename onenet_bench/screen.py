@@ -29,6 +29,7 @@ MOST = 2_000_000
 """Spaces with more combinations than this are sampled."""
 
 SUMS = len(costs.Sums._fields)
+ADDED = SUMS + len(costs.Traits._fields)
 SCREENED = tuple(name for name in COSTS if name in costs.Sums(*[0] * SUMS).costs() or name == "peak_inference_mib")
 """The costs that are known for every candidate: sums over rows, and the peak that needs neither machine nor batch."""
 
@@ -41,8 +42,9 @@ NEUTRAL = {**DEFAULTS, "encoder": "conv2d"}
 """What stands in for choices that a level does not depend on: nets of these exist, whatever else is chosen."""
 
 Ints = npt.NDArray[np.int64]
-PEAK, FOUND, NAME = range(SUMS, SUMS + 3)
-"""What is known of a level: its sums, its own peak in elements, whether there is such a net, and its name's number."""
+PEAK, FOUND, NAME = range(ADDED, ADDED + 3)
+"""What is known of a level: its sums and traits, its own peak in elements, whether there is such a net, and its name's
+number."""
 CODES = 1 << 62
 """Combinations that a number of 64 bits can tell apart."""
 BATCH = 1 << 17
@@ -53,8 +55,9 @@ BATCH = 1 << 17
 class Screening:
     """Every combination of a space, or a sample of them, with its costs.
 
-    ``options[name]`` are indices into the choice's options, ``costs[name]`` the costs; both have one entry per
-    combination. ``possible`` marks those that make a net at this resolution (the costs of the others are NaN), and
+    ``options[name]`` are indices into the choice's options, ``costs[name]`` the costs, ``traits[name]`` those of
+    ``costs.TRAITS``; all have one entry per combination. ``possible`` marks those that make a net at this resolution
+    (costs and traits of the others are NaN), and
     ``distinct`` the first of each net. ``sampled`` says that the space was too large to enumerate.
     """
 
@@ -64,6 +67,7 @@ class Screening:
     in_channels: int
     options: Mapping[str, npt.NDArray[np.int16]]
     costs: Mapping[str, npt.NDArray[np.float64]]
+    traits: Mapping[str, npt.NDArray[np.float64]]
     possible: npt.NDArray[np.bool_]
     distinct: npt.NDArray[np.bool_]
     sampled: bool
@@ -120,9 +124,9 @@ def screen(
         for start in range(0, number, BATCH)
     ]
     possible = np.concatenate([part.possible for part in parts])
-    sums = costs.Sums(*(np.concatenate([part.sums[i] for part in parts]) for i in range(SUMS)))
+    added = [np.concatenate([part.sums[i] for part in parts]) for i in range(ADDED)]
     peaks = np.concatenate([part.peaks for part in parts])
-    known = {**sums.costs(), "peak_inference_mib": memory.BYTES * peaks / 2**20}
+    known = {**costs.Sums(*added[:SUMS]).costs(), "peak_inference_mib": memory.BYTES * peaks / 2**20}
     first = np.zeros(number, dtype=bool)
     first[np.unique(np.concatenate([part.names for part in parts]), return_index=True)[1]] = True
     return Screening(
@@ -132,6 +136,7 @@ def screen(
         in_channels=in_channels,
         options=dict(zip(space.choices, chosen, strict=True)),
         costs={name: np.where(possible, known[name], np.nan) for name in SCREENED},
+        traits={name: np.where(possible, v, np.nan) for name, v in costs.Traits(*added[SUMS:]).named().items()},
         possible=possible,
         distinct=first & possible,
         sampled=sampled,
@@ -166,19 +171,19 @@ class _Part:
         """Count them; ``memo`` holds the levels that were lowered already, and gets those that are lowered here."""
         counted = _Counted(
             np.zeros(self.number, dtype=bool),
-            [np.zeros(self.number, dtype=np.int64) for _ in range(SUMS)],
+            [np.zeros(self.number, dtype=np.int64) for _ in range(ADDED)],
             np.zeros(self.number, dtype=np.int64),
             np.zeros(self.number, dtype=np.uint64),
         )
         for depth, rows in self._by_depth():
             found = np.ones(len(rows), dtype=bool)
-            sums = np.zeros((SUMS, len(rows)), dtype=np.int64)
+            sums = np.zeros((ADDED, len(rows)), dtype=np.int64)
             names = np.zeros(len(rows), dtype=np.uint64)
             peaks: dict[str, Ints] = {}
             for level, reach, relevant in self._levels(depth):
-                values = self._lowered(level, reach, relevant, rows, memo)  # (rows, SUMS + 3)
+                values = self._lowered(level, reach, relevant, rows, memo)  # (rows, ADDED + 3)
                 found &= values[:, FOUND] != 0
-                sums += values[:, :SUMS].T
+                sums += values[:, :ADDED].T
                 peaks[level] = values[:, PEAK]
                 names += values[:, NAME].view(np.uint64)  # levels of a net are never alike: their order says nothing
             rows = rows[found]
@@ -260,7 +265,7 @@ class _Part:
         return {**DEFAULTS, **filled}
 
     def _lowered(self, level: str, reach: int, relevant: list[str], rows: Ints, memo: _Memo) -> Ints:
-        """What is known of a level, for every row (rows, SUMS + 3)."""
+        """What is known of a level, for every row (rows, ADDED + 3)."""
         groups, first = self._groups(relevant, rows)
         known = memo.setdefault((level, reach), {})
         table = []
@@ -269,7 +274,7 @@ class _Part:
             if key not in known:
                 known[key] = self._lower(level, {**self._arguments(relevant, row), "depth": reach})
             table.append(known[key])
-        return np.array(table, dtype=np.int64).reshape(-1, SUMS + 3)[groups]
+        return np.array(table, dtype=np.int64).reshape(-1, ADDED + 3)[groups]
 
     def _lower(self, level: str, arguments: dict[str, Any]) -> list[int]:
         """What is known of one level for one combination of its choices."""
@@ -277,13 +282,14 @@ class _Part:
             spec = compose(classes=self.classes, in_channels=self.in_channels, **arguments)
             lowered = plan(spec, (self.in_channels, self.resolution, self.resolution))
         except SpecError:
-            return [0] * (SUMS + 3)
+            return [0] * (ADDED + 3)
         own = [(i, row) for i, row in enumerate(lowered.rows) if row.level == level]
+        rows = [row for _, row in own]
         live = memory.live_elements(lowered)
         peak = max((live[i] - self._held(level, arguments) for i, _ in own), default=0)
         # a net is its rows and its choice of heads, which leaves no row where there is a single decoder level
-        name = hash((spec.heads, *((row.op, *row[4:]) for _, row in own)))
-        return [*costs.add_up(row for _, row in own), peak, 1, name]
+        name = hash((spec.heads, *((row.op, *row[4:]) for row in rows)))
+        return [*costs.add_up(rows), *costs.traits(rows, self.resolution), peak, 1, name]
 
     def _held(self, level: str, arguments: Mapping[str, Any]) -> int:
         """Elements of the skips that wait during a level for decoder levels above it."""

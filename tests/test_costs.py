@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from typing import Any
 
 import pytest
@@ -10,6 +12,7 @@ from hypothesis import given, settings
 from torch.utils.flop_counter import FlopCounterMode
 
 from onenet_bench import costs, models, zoo
+from onenet_bench.field import receptive_field
 from onenet_bench.plan import plan
 from onenet_bench.spec import NetSpec
 from tests.specs import specs
@@ -88,6 +91,40 @@ def test_levels_add_up_to_the_whole(spec: NetSpec) -> None:
     whole = costs.count_plan(lowered)
     for name in ("parameters", "macs", "activation_bytes"):
         assert sum(level[name] for level in levels.values()) == getattr(whole, name)
+
+
+def traits_of(spec: NetSpec) -> dict[str, int]:
+    side = 2 * spec.total_scale
+    return costs.traits(plan(spec, (spec.in_channels, side, side)).rows, side).named()
+
+
+@pytest.mark.parametrize("levels", [1, 2, 4, 5])
+def test_the_extent_of_a_net_that_only_unshuffles(levels: int) -> None:
+    """The paper's S^L."""
+    assert traits_of(zoo.onenet_ed(levels, spatial_kernel=0))["extent"] == 2**levels
+
+
+@given(specs())
+@settings(max_examples=100)
+def test_extent_and_receptive_field_are_near(spec: NetSpec) -> None:
+    field = receptive_field(spec)
+    assert 0.5 < traits_of(spec)["extent"] / max(field) < 2
+
+
+def test_extents_of_the_zoo_are_in_the_order_of_receptive_fields() -> None:
+    nets = [zoo.get(name) for name in zoo.NETS]
+    fields, extents = [receptive_field(net).width for net in nets], [traits_of(net)["extent"] for net in nets]
+    for a, b in itertools.combinations(range(len(nets)), 2):
+        if abs(math.log(fields[a] / fields[b])) > 0.2:
+            assert (fields[a] < fields[b]) == (extents[a] < extents[b])
+
+
+def test_the_encoders_macs_and_the_decoders_are_all() -> None:
+    spec = zoo.get("onenet_e_4")
+    lowered = plan(spec, (3, 64, 64))
+    levels = costs.by_level(lowered)
+    decoders = sum(level["macs"] for name, level in levels.items() if name.startswith("decoder"))
+    assert costs.traits(lowered.rows, 64).encoder_macs == costs.count_plan(lowered).macs - decoders
 
 
 def test_a_rectangle_costs_its_area() -> None:

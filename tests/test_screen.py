@@ -18,18 +18,21 @@ import pytest
 from onenet_bench import costs, space
 from onenet_bench.budget import Budget, excess
 from onenet_bench.errors import SpaceError, SpecError
+from onenet_bench.plan import plan
 from onenet_bench.record import Costs
 from onenet_bench.screen import BATCH, SCREENED, Screening, screen
 from onenet_bench.space import SearchSpace
 
 
-def single(screening: Screening, index: int) -> tuple[Costs, str] | None:
-    """The costs and the digest of one combination, counted alone; None where it makes no net."""
+def single(screening: Screening, index: int) -> tuple[Costs, str, dict[str, int]] | None:
+    """Costs, digest and traits of one combination, counted alone; None where it makes no net."""
     try:
         spec = screening.space.spec(
             screening.choices(index), classes=screening.classes, in_channels=screening.in_channels
         )
-        return costs.count(spec, screening.resolution), spec.digest()
+        lowered = plan(spec, (screening.in_channels, screening.resolution, screening.resolution))
+        traits = costs.traits(lowered.rows, screening.resolution).named()
+        return costs.count_plan(lowered), spec.digest(), traits
     except SpecError:
         return None
 
@@ -46,6 +49,9 @@ def assert_equals_singles(screening: Screening, indices: Iterable[int]) -> int:
                 assert math.isnan(value)
             else:
                 assert value == getattr(alone[0], name), (name, screening.choices(index))
+        for name in costs.TRAITS:
+            trait = screening.traits[name][index]
+            assert math.isnan(trait) if alone is None else trait == alone[2][name], (name, screening.choices(index))
         nets += alone is not None
     return nets
 

@@ -21,6 +21,7 @@ import numpy.typing as npt
 from onenet_bench import costs
 from onenet_bench.budget import Budget
 from onenet_bench.errors import SpecError
+from onenet_bench.plan import plan
 from onenet_bench.screen import MOST, SCREENED, Screening, screen
 from onenet_bench.search.surrogate import Floats, Ints, Many, Singles
 from onenet_bench.space import SearchSpace, is_ordered
@@ -67,9 +68,9 @@ class Groups(NamedTuple):
 
 class Encoding:
     """How the surrogate sees the nets of a space, as ``features`` (rows, d) that run from 0 to 1: an ordered choice by
-    rank, another one column per option, and logarithms of ``featured`` costs within ``ranges``.
+    rank, another one column per option, and logarithms of ``featured`` costs and traits within ``ranges``.
 
-    ``groups`` (d,) numbers the choice or cost behind each column.
+    ``groups`` (d,) numbers the choice, cost or trait behind each column.
     """
 
     def __init__(self, question: Question, featured: Sequence[str], ranges: Mapping[str, tuple[float, float]]) -> None:
@@ -88,12 +89,12 @@ class Encoding:
         """The spec that ``options`` make. Raises SpecError where they make none."""
         return self.space.spec(self.choices(options), classes=self.classes, in_channels=self.in_channels)
 
-    def column(self, cost: str) -> int:
-        """Where a cost stands among the features."""
-        return len(self.groups) - len(self._featured) + self._featured.index(cost)
+    def column(self, name: str) -> int:
+        """Where a cost or trait stands among the features."""
+        return len(self.groups) - len(self._featured) + self._featured.index(name)
 
     def features(self, options: npt.NDArray[np.int16], known: Mapping[str, Floats]) -> Singles:
-        """Of indices of options (rows, choices) and ``known`` costs (rows,)."""
+        """Of indices of options (rows, choices) and ``known`` costs and traits (rows,)."""
         columns: list[Floats] = []
         for i, values in enumerate(self.space.choices.values()):
             if is_ordered(values):
@@ -110,13 +111,15 @@ class Encoding:
         if options not in self._nets:
             try:
                 spec = self.spec(options)
-                counted = costs.count(spec, self.resolution)
+                lowered = plan(spec, (self.in_channels, self.resolution, self.resolution))
             except SpecError:
                 self._nets[options] = None
                 return None
+            counted = costs.count_plan(lowered)
             known = {name: float(getattr(counted, name)) for name in SCREENED}
+            told = {**known, **costs.traits(lowered.rows, self.resolution).named()}
             features = self.features(
-                np.array([options], dtype=np.int16), {name: np.array([value]) for name, value in known.items()}
+                np.array([options], dtype=np.int16), {name: np.array([value]) for name, value in told.items()}
             )
             self._nets[options] = spec, known, features[0]
         return self._nets[options]
@@ -134,7 +137,8 @@ class Candidates:
         choices = screening.space.choices
         self.options = np.stack([screening.options[name][rows] for name in choices], axis=1)
         self.costs = {name: screening.costs[name][rows] for name in SCREENED}
-        self.features = features = encoding.features(self.options, self.costs)
+        traits = {name: values[rows] for name, values in screening.traits.items()}
+        self.features = features = encoding.features(self.options, {**self.costs, **traits})
         # By what is learnt of them. Not from self, which would then live on until the garbage is collected.
         self.many: defaultdict[str, Many] = defaultdict(lambda: Many(features))
         sizes = [len(options) for options in choices.values()]
@@ -200,7 +204,7 @@ def candidates(
     question: Question, budget: tuple[Budget, ...], featured: tuple[str, ...], *,
     canonical: bool, seed: int, number: int,
 ) -> Candidates:  # fmt: skip
-    """The nets that trial ``number`` chooses from, ``featured`` the costs among their features.
+    """The nets that trial ``number`` chooses from, ``featured`` the costs and traits among their features.
 
     Where not ``canonical``, combinations that make the same net are candidates each. Made once per process, or by the
     ``seed`` and every now and then where there are too many for all.
@@ -237,8 +241,9 @@ def _encoding(
     question: Question, budget: tuple[Budget, ...], canonical: bool, featured: tuple[str, ...], scaled_by: int
 ) -> Encoding:
     screening, rows = _fitting(question, budget, canonical, scaled_by)
-    costs_of = {name: screening.costs[name][rows] for name in featured}
-    ranges = {name: (values.min(), values.max()) for name, values in costs_of.items()} if len(rows) else {}
+    known = {**screening.costs, **screening.traits}
+    values = {name: known[name][rows] for name in featured}
+    ranges = {name: (v.min(), v.max()) for name, v in values.items()} if len(rows) else {}
     return Encoding(question, featured, ranges)
 
 

@@ -4,7 +4,8 @@ The costs of a net are exact before it is trained; only its scores are not. So e
 enumerated, the scores alone are learnt (``surrogate``), and the net is proposed whose training is expected to gain
 the most hypervolume, its costs taken as the numbers they are (``gain``). The largest gain is found among all nets, not
 among a sample of them (up to ``candidates.WHOLE``): a bound that is cheap to compute rules most of them out. The first
-proposals are spread over the costs.
+proposals are spread over the costs. How much a net computes, how far it sees and what part of that is its encoder's
+say most of a score, so the first thing that is learnt is a plane over these three.
 
 A proposal is a function of the seed, the trial's number and the study's trials, so that a study rebuilt from them
 goes on as if it had never stopped.
@@ -46,11 +47,12 @@ START = 4
 SOME = 64
 """How many nets of a quantile are drawn, to choose from."""
 
-FEATURED = ("parameters", "macs", "activation_bytes", "peak_inference_mib")
-"""The costs that the surrogate sees."""
+PRICED = ("parameters", "macs", "activation_bytes", "peak_inference_mib")
+FEATURED = (*PRICED, *costs.TRAITS)
+"""The costs, and with the traits all that the surrogate sees beside the choices."""
 
-ALONG = "macs"
-"""The cost that a score is expected to rise along, with its logarithm."""
+ALONG = ("macs", "extent", "encoder_macs")
+"""Those along whose logarithms a score is expected to change."""
 
 PROPOSED = "onenet_bench:proposed"
 """A system attribute of a trial: its options. Optuna itself notes them only once they are asked for."""
@@ -272,7 +274,7 @@ class FrontierSampler(BaseSampler):
     def _spread(self, found: Candidates, tried: Sequence[Net], rows: Ints, draws: np.random.Generator) -> int:
         """Of ``rows``: the cheapest, the most expensive, then one of each quantile of the costs, halving the gaps; of
         some that are drawn there, the one that is least like those tried."""
-        names = [o.name for o in self._objectives if o.name in SCREENED] or FEATURED
+        names = [o.name for o in self._objectives if o.name in SCREENED] or PRICED
         price = np.sum([np.log(found.costs[name][rows]) for name in names], axis=0)
         rows = rows[np.argsort(price, kind="stable")]
         if len(tried) < 2:
@@ -294,7 +296,7 @@ class FrontierSampler(BaseSampler):
         losses = box.place({self._objectives[i].name: past.values[:, i] for i in unknown})  # (n, u)
         told = np.stack([net.features for net in past.told])  # (n, d)
         pending = np.array([net.features for net in past.pending]).reshape(-1, told.shape[1])  # (p, d)
-        along = found.encoding.column(ALONG) if ALONG in self.featured else None
+        along = [found.encoding.column(name) for name in ALONG if name in self.featured]
         surrogates = [
             Surrogate(fit(told, found.encoding.groups, loss, along=along), told, found.encoding.groups, loss, pending)
             for loss in losses.T

@@ -1,7 +1,7 @@
 """A Gaussian process over the features of candidates: what is known of a score before it is trained.
 
 Matérn-5/2 with a length for every group of features (a choice's columns share one) and noise; the mean is constant, or
-a line along one feature, as scores rise with the logarithm of what a net computes.
+linear in a few features, as scores rise with the logarithm of what a net computes.
 Hyperparameters maximise the marginal likelihood times weak priors (Rasmussen & Williams, 2006, chapter 5); the
 signal's variance has its closed form. numpy alone: hundreds of trials need no more.
 
@@ -11,7 +11,7 @@ Letters: n observations, d features, g groups of features, q queries.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -26,14 +26,14 @@ Ints = npt.NDArray[np.int64]
 FITTED_ON = 128
 """The most observations that hyperparameters are fitted on; the posterior takes all."""
 
-SPREAD = 1.0
+SPREAD = 0.25
 """Standard deviation of the prior of a length's logarithm."""
 
-NOISE, NOISE_SPREAD = math.log(3e-2), 1.5
+NOISE, NOISE_SPREAD = math.log(0.1), 1.0
 """The prior of the noise's logarithm, as a share of the signal's variance."""
 
-FLAT = 0.1
-"""Squared deviations of a feature, in sum, that say a line along it is level."""
+FLAT = 0.3
+"""Squared deviations of a feature, in sum, that say that the mean does not change along it."""
 
 LEAST_NOISE = 1e-6
 """Of the noise: without any, long lengths make a covariance that cannot be inverted in double precision."""
@@ -95,11 +95,11 @@ def squared_distances(a: Any, b: Any) -> Any:
 # Hyperparameters -----------------------------------------------------------------------------------------
 
 
-def fit(features: Floats, groups: Ints, values: Floats, *, along: int | None = None) -> Hyperparameters:
+def fit(features: Floats, groups: Ints, values: Floats, *, along: Sequence[int] = ()) -> Hyperparameters:
     """Hyperparameters for ``values`` (n,) at ``features`` (n, d); ``groups`` (d,) numbers each feature's group.
 
-    The mean is a line ``along`` one of the features, or constant: least squares, with ``FLAT`` added to what the
-    feature deviates, so that a few nets that cost alike do not make a slope. A function of its arguments alone,
+    The mean is linear ``along`` some of the features: ridge regression, with ``FLAT`` added to what a feature
+    deviates, so that a few nets that are alike do not make a slope. A function of its arguments alone,
     remembered. They are fitted anew when n has grown by about a tenth.
     """
     kept = _fitted_on(len(values))
@@ -109,9 +109,9 @@ def fit(features: Floats, groups: Ints, values: Floats, *, along: int | None = N
     else:
         features, values = features[:kept], values[:kept]
     slopes = np.zeros(len(groups))
-    if along is not None:
-        off = features[:, along] - features[:, along].mean()
-        slopes[along] = float(off @ values) / (float(off @ off) + FLAT)
+    if along:
+        off = features[:, along] - features[:, along].mean(axis=0)  # (n, a)
+        slopes[list(along)] = np.linalg.solve(off.T @ off + FLAT * np.eye(len(along)), off.T @ values)
     rest = values - features @ slopes
     lengths, noise = _fit(features.tobytes(), groups.tobytes(), rest.tobytes(), len(groups))
     return Hyperparameters(lengths=lengths, noise=noise, slopes=slopes)

@@ -276,7 +276,8 @@ def test_the_proposal_gains_most_of_all(names: tuple[str, ...], monkeypatch: pyt
                 losses[:, j] = 1 - losses[:, j]
         told = np.array([net.features for net in past.told])
         pending = np.array([net.features for net in past.pending]).reshape(-1, told.shape[1])
-        fits = [surrogate.fit(told, found.encoding.groups, y, along=found.encoding.column("macs")) for y in losses.T]
+        along = [found.encoding.column(name) for name in ("macs", "extent", "encoder_macs")]
+        fits = [surrogate.fit(told, found.encoding.groups, y, along=along) for y in losses.T]
         models = [
             surrogate.Surrogate(fitted, told, found.encoding.groups, y, pending)
             for fitted, y in zip(fits, losses.T, strict=True)

@@ -86,7 +86,8 @@ def test_the_likelihoods_value_and_gradient() -> None:
         quadratic, logdet = y @ np.linalg.solve(k, y), np.linalg.slogdet(k)[1]
         density = (-0.5 * (quadratic / grid + logdet + 15 * np.log(grid)) - 0.5 * (1 / grid + np.log(grid))).max()
         usual = 0.5 * math.log(3)
-        return float(-density + 0.5 * ((at[:3] - usual) ** 2).sum() + 0.5 * ((at[3] - surrogate.NOISE) / 1.5) ** 2)
+        lengths = ((at[:3] - usual) / surrogate.SPREAD) ** 2
+        return float(-density + 0.5 * (lengths.sum() + ((at[3] - surrogate.NOISE) / surrogate.NOISE_SPREAD) ** 2))
 
     assert difference == pytest.approx(written_out(other) - written_out(theta), rel=1e-6)
 
@@ -103,15 +104,23 @@ def test_a_line_reaches_beyond_what_was_observed() -> None:
     features, _ = data(20)
     features[:, 0] /= 2
     values = 2 * features[:, 0] + np.random.default_rng(1).normal(0, 0.02, 20)
-    found = fit(features, GROUPS, values, along=0)
-    assert found.slopes[0] == pytest.approx(1.7, abs=0.2)  # shrunk a little
+    found = fit(features, GROUPS, values, along=[0])
+    deviations = ((features[:, 0] - features[:, 0].mean()) ** 2).sum()
+    assert found.slopes[0] == pytest.approx(2 * deviations / (deviations + surrogate.FLAT), abs=0.05)
     assert not found.slopes[1:].any()
     dearest = np.array([[1.0, 0.5, 0.5, 0.5]])
     without = fit(features, GROUPS, values)
     far, short = (Surrogate(h, features, GROUPS, values, NOBODY).predict(dearest)[0] for h in (found, without))
     assert abs(far - 2) < 0.5 * abs(short - 2)
     alike = np.column_stack([0.5 + 0.01 * features[:, 0], features[:, 1:]])
-    assert abs(fit(alike, GROUPS, values, along=0).slopes[0]) < 0.1
+    assert abs(fit(alike, GROUPS, values, along=[0]).slopes[0]) < 0.1
+
+
+def test_a_plane_has_the_slopes_of_its_features() -> None:
+    features, _ = data(40)
+    values = 5 + 2 * features[:, 0] - features[:, 3] + np.random.default_rng(1).normal(0, 0.02, 40)
+    slopes = fit(1 + 9 * features, GROUPS, 9 * values, along=[0, 3]).slopes  # so far apart that little is shrunk
+    assert slopes == pytest.approx([2, 0, 0, -1], abs=0.03)
 
 
 def test_fits_predict_better_than_the_prior() -> None:
