@@ -8,7 +8,6 @@ convolution library takes for itself.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from itertools import count as counter
 
 from onenet_bench.plan import BAND, Plan, Row, is_banded
 
@@ -138,19 +137,26 @@ SCRATCH: dict[str, Callable[[Row], int]] = {
 class _Heap:
     """Live bytes, and the most there ever were. A storage is freed when nobody holds it any more."""
 
+    __slots__ = ("_holders", "_sizes", "live", "peak")
+
     def __init__(self, live: int) -> None:
         self.live = self.peak = live
-        self._sizes: dict[int, int] = {}
-        self._holders: dict[int, int] = {}
-        self._keys = counter()
+        self._sizes: list[int] = []
+        self._holders: list[int] = []
 
     def new(self, size: int) -> int:
         """A storage with one holder."""
-        key = next(self._keys)
-        self._sizes[key], self._holders[key] = size, 1
+        self._sizes.append(size)
+        self._holders.append(1)
         self.live += size
-        self.peak = max(self.peak, self.live)
-        return key
+        if self.live > self.peak:
+            self.peak = self.live
+        return len(self._sizes) - 1
+
+    def need(self, size: int) -> None:
+        """A storage that is dropped at once."""
+        if self.live + size > self.peak:
+            self.peak = self.live + size
 
     def hold(self, key: int) -> int:
         self._holders[key] += 1
@@ -193,19 +199,17 @@ def training_peak_bytes(
     wide: set[int] = set()  # rows whose output is float32 whatever the precision
     saved: dict[int, list[int]] = {}  # what the backward pass of a row holds
     learns: set[int] = set()  # rows whose output has a gradient
+    elements = [row.elements for row in rows]
+    does_relu = {rows[index].inputs[0] for index in taken if rows[index].op == "relu"}  # the one behind them
 
     def size(index: int) -> int:
-        return batch * rows[index].elements * (BYTES if index in wide else narrow)
-
-    def does_relu(index: int) -> bool:
-        """Whether a row does the ReLU behind it."""
-        return any(reader in taken and rows[reader].op == "relu" for reader in readers[index])
+        return batch * elements[index] * (BYTES if index in wide else narrow)
 
     def statistics(index: int) -> int:
         """Mean and 1 / σ, kept for the backward pass, of the input of a norm."""
         row = rows[index]
         chunk = _chunk(batch * row.h_out * row.w_out, row.c_out)
-        heap.drop(heap.new((BYTES if narrow == BYTES else 2 * BYTES) * chunk))
+        heap.need((BYTES if narrow == BYTES else 2 * BYTES) * chunk)
         return heap.new(2 * BYTES * row.c_out)
 
     storage[-1] = heap.new(BYTES * batch * c * h * w if c > 1 else 0)  # in channels-last memory
@@ -227,7 +231,7 @@ def training_peak_bytes(
             if folded is not None:
                 heap.drop(folded)
             learns.add(index)
-            if does_relu(index):
+            if index in does_relu:
                 kept.append(heap.hold(storage[index]))
         elif row.op in ("relu", "norm") and index in taken:
             storage[index] = heap.hold(storage[source])
@@ -240,8 +244,8 @@ def training_peak_bytes(
                 kept.append(heap.hold(storage[source]))
             storage[index] = heap.new(size(index))
             if narrow == BYTES:
-                heap.drop(heap.new(BYTES * _copied_in(row, batch)))
-                heap.drop(heap.new(BYTES * _copied_out(row, batch)))
+                heap.need(BYTES * _copied_in(row, batch))
+                heap.need(BYTES * _copied_out(row, batch))
             learns.add(index)
         elif row.op in IN_PLACE:
             storage[index] = heap.hold(storage[source])
@@ -253,18 +257,18 @@ def training_peak_bytes(
             storage[index] = heap.new(size(index))
             if row.op == "norm":
                 kept += [heap.hold(storage[source]), statistics(index)]
-                if does_relu(index):
+                if index in does_relu:
                     kept.append(heap.hold(storage[index]))
             elif row.op == "maxpool":
                 kept += [heap.hold(storage[source]), heap.new(8 * batch * row.elements)]
             elif row.op == "spatial":
                 kept += [heap.hold(storage[source]), heap.hold(storage[index])]
                 if is_banded(row.kernel, row.elements):
-                    heap.drop(heap.new(narrow * SCRATCH["spatial"](row)))
+                    heap.need(narrow * SCRATCH["spatial"](row))
                 else:
                     kept.append(heap.new(narrow * batch * SCRATCH["spatial"](row)))
-                    heap.drop(heap.new(size(index)))  # before its ReLU
-        if row.op != "conv" and row.op != "up" and any(s in learns for s in row.inputs):
+                    heap.need(size(index))  # before its ReLU
+        if row.op != "conv" and row.op != "up" and not learns.isdisjoint(row.inputs):
             learns.add(index)
         if index in learns:
             saved[index] = kept
@@ -272,7 +276,7 @@ def training_peak_bytes(
             for key in kept:
                 heap.drop(key)
         for read in set(row.inputs):
-            if max(readers[read]) == index:
+            if readers[read][-1] == index:
                 heap.drop(storage[read])
 
     # The losses. The training loop itself holds the logits, and float32 ones of narrow logits until they are used.
@@ -326,9 +330,9 @@ def training_peak_bytes(
             folded = heap.new(narrow * row.c_in * row.c_out) if scaled or narrow < BYTES else None
             heap.new(BYTES * row.parameters)  # stays: the gradient of the weights
             onward = heap.new(size(source)) if source in learns else None
-            if does_relu(index):
+            if index in does_relu:
                 chunk = _chunk(batch * row.h_out * row.w_out, row.c_out, ROWS)
-                heap.drop(heap.new(narrow * chunk + BYTES * row.c_out))
+                heap.need(narrow * chunk + BYTES * row.c_out)
             if folded is not None:
                 heap.drop(folded)
             heap.new(2 * BYTES * row.c_in * scaled)  # stays: of the norm's
@@ -339,19 +343,20 @@ def training_peak_bytes(
                 masked = heap.new(size(index))  # through its ReLU
             onward = heap.new(size(source)) if source in learns else None
             if row.op == "norm":
-                heap.drop(heap.new(BYTES * _chunk(batch * row.h_out * row.w_out, row.c_out)))
+                heap.need(BYTES * _chunk(batch * row.h_out * row.w_out, row.c_out))
             if row.op == "spatial":
                 banded = is_banded(row.kernel, row.elements)
-                heap.drop(heap.new(narrow * (BAND * BAND * 3 if banded else batch * SCRATCH["spatial"](row))))
+                # the banded filter's gradient, twice: as it is made and in the order of its taps
+                heap.need(narrow * (2 * BAND * BAND * 3 if banded else batch * SCRATCH["spatial"](row)))
                 heap.drop(masked)
             if row.parameters:
                 if narrow < BYTES and row.op != "norm":
-                    heap.drop(heap.new((BYTES + narrow) * row.parameters))
+                    heap.need((BYTES + narrow) * row.parameters)
                 number = BYTES * (narrow == BYTES)  # of a contiguous copy's; autocast makes none
                 copies = heap.new(number * (_copied_out(row, batch) + _copied_in(row, batch)))
                 heap.new(BYTES * row.parameters)  # stays: the gradient of the weights
                 heap.drop(copies)
-                heap.drop(heap.new(number * _copied_in(row, batch) * (onward is not None)))
+                heap.need(number * _copied_in(row, batch) * (onward is not None))
             if onward is not None:
                 give(source, onward, False)
         for key in saved[index]:

@@ -12,7 +12,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-from torch.nn.grad import conv2d_weight
 from torch.utils.flop_counter import conv_flop_count, register_flop_formula
 
 from onenet_bench.errors import SpecError
@@ -220,6 +219,19 @@ def _banded(flat: Tensor, weight: Tensor, bias: Tensor, taps: Tensor) -> Tensor:
     return out
 
 
+def _band_gradient(x: Tensor, g: Tensor, rows: int) -> Tensor:
+    """The gradient (3, 16, 16) of the banded filter, from its input and its output's gradient, (B·rows, 16) each.
+
+    As products of matrices, over all images and then without what one image and the next have made together: several
+    times as fast as torch's own gradient of such a filter, and more accurate.
+    """
+    band = x.new_empty(3, BAND, BAND)
+    torch.mm(g[1:].t(), x[:-1], out=band[0]).addmm_(g[rows::rows].t(), x[rows - 1 : -1 : rows], alpha=-1)
+    torch.mm(g.t(), x, out=band[1])
+    torch.mm(g[:-1].t(), x[1:], out=band[2]).addmm_(g[rows - 1 : -1 : rows].t(), x[rows::rows], alpha=-1)
+    return band
+
+
 class _Banded(torch.autograd.Function):
     """``_banded`` with a gradient that takes as few passes over the tensor: one for the input, one for the taps.
 
@@ -250,9 +262,8 @@ class _Banded(torch.autograd.Function):
                 right = F.conv1d(F.pad(g[..., -side:], (0, 2 * side)), flipped)  # positions N … N + p - 1
                 to_input[..., 1 : side + 1] += left.flip(-1)
                 to_input[..., n - 1 - side : n - 1] += right.flip(-1)
-        # (16, 16, 1, 3)
-        band = conv2d_weight(_as_channels(flat), taps.shape, _as_channels(g), padding=(0, 1))  # type: ignore[no-untyped-call]
-        to_weight = weight.new_zeros(kernel + 1).index_add_(0, taps.flatten(), band.flatten())[:kernel]
+        band = _band_gradient(flat.reshape(-1, BAND), g.reshape(-1, BAND), n // BAND)  # (3, 16, 16)
+        to_weight = weight.new_zeros(kernel + 1).index_add_(0, taps.flatten(), band.permute(1, 2, 0).flatten())[:kernel]
         if side:  # what the mirrored inputs saw
             left = F.pad(flat[..., 1 : side + 1].flip(-1), (0, 2 * side)).unfold(-1, kernel, 1)  # (B, 1, p, k)
             right = F.pad(flat[..., n - 1 - side : n - 1].flip(-1), (2 * side, 0)).unfold(-1, kernel, 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import statistics
 from collections.abc import Iterator
 
 import pytest
@@ -238,18 +239,30 @@ def outcome(net: nn.Module, image: Tensor) -> tuple[Tensor, list[Tensor]]:
 
 @pytest.mark.parametrize("spec", [zoo.onenet_e(2, 16), zoo.onenet_ed(2, 16)], ids=["e", "ed"])
 def test_float32_is_as_accurate_as_the_literal_composition(spec: NetSpec) -> None:
-    """Against float64, in training; and torch's own batch norm on channels-last memory is not."""
+    """Against float64, in training; and torch's own batch norm on channels-last memory is not.
+
+    Where rounding takes a number across a ReLU's corner, gradients jump by far more than rounding: a matter of luck,
+    which is rare in small images, and of which the median over several knows nothing.
+    """
     torch.set_num_threads(1)
-    ours, reference = pair(spec)
-    image = torch.rand(2, 3, 192, 192)
-    exact = outcome(reference, image.double())
-    reference.float()
-    literal = errors(reference, exact, image)
-    got = errors(ours.float(), exact, image)
-    assert got[0] <= 2 * literal[0]
-    assert got[1] <= 2 * literal[1]
-    ours.plain = True
-    assert errors(ours, exact, image)[0] > 2 * literal[0]
+
+    def all_errors(side: int, seed: int) -> list[tuple[float, float]]:
+        """Of the literal form, ours, and ours with torch's batch norm."""
+        ours, reference = pair(spec, seed)
+        image = torch.rand(2, 3, side, side)
+        exact = outcome(reference, image.double())
+        found = [errors(net, exact, image) for net in (reference.float(), ours.float())]
+        ours.plain = True
+        return [*found, errors(ours, exact, image)]
+
+    literal, got, plain = all_errors(192, 0)
+    assert got[0] <= 2 * literal[0] < plain[0]
+    literal, got, plain = (
+        [statistics.median(e) for e in zip(*form, strict=True)]
+        for form in zip(*(all_errors(48, seed) for seed in range(9)), strict=True)
+    )
+    assert got[0] <= 2 * literal[0] < plain[0]
+    assert got[1] <= 2 * literal[1] < plain[1]
 
 
 @pytest.mark.parametrize("relu", [True, False])
