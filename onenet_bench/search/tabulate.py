@@ -2,7 +2,8 @@
 
 Searches replayed on such a table cost nothing, so that samplers can be compared over many seeds. A table is a folder::
 
-    table.json    the question: space, task, recipe (without its seed), seeds, their digests, machine, versions
+    table.json    the question: space, task, recipe (without its seed), seeds, their digests, machine, versions;
+                  what seeds were added later, and where
     nets.csv      a row per distinct net within the budget: its digest, choices and exact costs
     scores.csv    a row per net, seed and epoch: loss, scores, seconds; appended as trainings end
     README.md     the data card
@@ -249,22 +250,31 @@ def card(found: Tabulated) -> str:
                for name in ("cpu_seconds", "seconds")]  # fmt: skip
     busy = float(last["seconds"].sum() / last["cpu_seconds"].sum())
     recipe = ", ".join(f"{k} {v}" for k, v in made["recipe"].items() if v)
-    versions = ", ".join(f"{package} {version}" for package, version in made["provenance"]["versions"].items())
     return CARD_TEXT.format(
         name=asked.space.name, summary=asked.space.summary, nets=len(found.nets), trainings=int(trained.sum()),
         all=trained.size, score=_score(asked), objectives=", ".join(o.name for o in asked.space.objectives),
         combinations=asked.space.size, budget=", ".join(map(str, asked.space.budget)) or "none",
         seeds=", ".join(map(str, asked.seeds)), epochs=asked.recipe.epochs, task=asked.task,
-        classes=", ".join(asked.task.class_names), recipe=recipe, command=made["command"],
-        task_digest=made["task_digest"], recipe_digest=made["recipe_digest"], cpu=made["machine"]["cpu"],
-        cores=made["machine"]["cores"], versions=versions, commit=made["provenance"]["commit"],
-        dirty=" with changes" if made["provenance"]["dirty"] else "",
-        time=made["provenance"]["time"], front=front, low=means.min(), high=means.max(), spread=means.std(ddof=1),
+        classes=", ".join(asked.task.class_names), recipe=recipe, task_digest=made["task_digest"],
+        recipe_digest=made["recipe_digest"], origin="".join(map(_origin, [made, *made.get("added", [])])),
+        front=front, low=means.min(), high=means.max(), spread=means.std(ddof=1),
         noise=noise, between=between.mean() if len(between) else math.nan, cpu_seconds=seconds[0], seconds=seconds[1],
         busy=busy, rungs=" | ".join(map(str, range(1, asked.recipe.epochs + 1))),
         rule="---|" * asked.recipe.epochs, agreement=" | ".join(f"{tau:.2f}" for tau in agreement),
         columns=", ".join(f"`{name}`" for name in ("loss", *KEPT)), digits=DIGITS,
     )  # fmt: skip
+
+
+def _origin(made: Mapping[str, Any]) -> str:
+    """By which command, from when on, by which code and on which machine trainings were made: a line of the card."""
+    added = made["provenance"]
+    versions = ", ".join(f"{package} {version}" for package, version in added["versions"].items())
+    what = "Made" if "space" in made else f"Seeds {', '.join(map(str, made['seeds']))} added"
+    return (
+        f"- {what} by `{made['command']}`,\n  begun {added['time']}, commit {added['commit']}"
+        f"{' with changes' if added['dirty'] else ''}; on {made['machine']['cpu']}, {made['machine']['cores']} cores; "
+        f"{versions}.\n"
+    )
 
 
 def _score(question: Question) -> str:
@@ -283,10 +293,8 @@ of {all} trainings, with the scores of every epoch and the exact costs. Searches
   images of {task.resolution} x {task.resolution} pixels; classes {classes}. Task digest {task_digest}.
 - Recipe: {recipe}. Digest {recipe_digest}. Its learning rate falls over {epochs} epochs, so an epoch's score is that
   of a training on its way to {epochs}, not of a shorter one.
-- Made by `{command}`
-  (goes on where it was interrupted; nets in shuffled order, all with the first seed, then all with the next), begun
-  {time}, commit {commit}{dirty}; on {cpu}, {cores} cores; {versions}.
-
+- Nets in shuffled order, all with the first seed, then all with the next; a command goes on where it was interrupted.
+{origin}
 | file | what it holds |
 |---|---|
 | `nets.csv` | a row per net: `net` (digest of its spec), a label, its choices, its costs |
@@ -321,7 +329,8 @@ Licence: that of the project, Apache-2.0.
 def _begin(question: Question, rows: Mapping[str, Row], folder: Path, command: str) -> None:
     """Write the question and the nets, or find them there."""
     asked = question.to_dict()
-    facts = {**asked, "command": command, "machine": asdict(Machine.here()), "provenance": provenance()}
+    made = {"command": command, "machine": asdict(Machine.here()), "provenance": provenance()}
+    facts = {**asked, **made}
     if (folder / QUESTION).exists():
         there = json.loads((folder / QUESTION).read_text(encoding="utf-8"))
         for name in ("space", "task", "recipe"):
@@ -329,7 +338,10 @@ def _begin(question: Question, rows: Mapping[str, Row], folder: Path, command: s
                 raise LedgerError(
                     f"a table answers one question, but {folder} was begun for another {name}; give another --out"
                 )
-        facts = {**there, "seeds": sorted({*there["seeds"], *question.seeds})}
+        facts = there
+        if new := sorted({*question.seeds} - {*there["seeds"]}):
+            added = [*there.get("added", []), {"seeds": new, **made}]
+            facts = {**there, "seeds": sorted({*there["seeds"], *new}), "added": added}
     else:
         (folder / SCORED).write_text(",".join(COLUMNS) + "\n", encoding="utf-8")
     (folder / QUESTION).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")

@@ -60,6 +60,12 @@ def test_a_table_is_made_gone_on_with_and_holds_what_a_training_says(
     found = tabulate(question(0, 1), tmp_path, command="and on", heard=lambda done, of: heard.append((done, of)))
     assert heard[2:] == [(2, 4), (3, 4), (4, 4)]
     assert found.facts["seeds"] == [0, 1]
+    assert [(added["seeds"], added["command"]) for added in found.facts["added"]] == [([1], "and on")]
+    card = (tmp_path / tables.CARD).read_text()
+    assert "- Made by `made so`" in card
+    assert "- Seeds 1 added by `and on`" in card
+    again = tabulate(question(0, 1), tmp_path, command="once more")
+    assert again.facts == found.facts  # nothing was added
     curves = found.curves("miou")
     assert curves.shape == (2, 2, 2)
     assert not np.isnan(curves).any()
