@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from onenet_bench.errors import RecipeError, known
@@ -95,7 +95,7 @@ class Recipe:
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON-ready values."""
-        return asdict(self)
+        return {f.name: getattr(self, f.name) for f in fields(self)}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Recipe:

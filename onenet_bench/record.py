@@ -9,7 +9,7 @@ import os
 import platform
 import subprocess
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
 from enum import StrEnum
 from functools import cache
@@ -108,7 +108,7 @@ class Costs:
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON-ready values."""
-        return {**asdict(self), "uncounted": list(self.uncounted)}
+        return {**{f.name: getattr(self, f.name) for f in fields(self)}, "uncounted": list(self.uncounted)}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Costs:
@@ -125,6 +125,10 @@ class Machine:
     cores: int
     memory_gib: float
     gpu: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON-ready values."""
+        return {f.name: getattr(self, f.name) for f in fields(self)}
 
     @classmethod
     def here(cls) -> Machine:
@@ -244,7 +248,7 @@ class Record:
             "spec": self.spec.to_dict() if self.spec else None,
             "task": self.task.to_dict(),
             "recipe": self.recipe.to_dict(),
-            "machine": asdict(self.machine),
+            "machine": self.machine.to_dict(),
             "costs": self.costs.to_dict() if self.costs else None,
             "status": str(self.status),
             "history": [dict(epoch) for epoch in self.history],

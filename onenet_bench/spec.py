@@ -16,7 +16,7 @@ import hashlib
 import json
 import tomllib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -223,10 +223,10 @@ class NetSpec:
     def to_dict(self) -> dict[str, Any]:
         """As JSON-ready values, every field spelled out."""
         return {
-            **{f.name: getattr(self, f.name) for f in fields(self)},
-            "stem": asdict(self.stem),
-            "encoder": [asdict(stage) for stage in self.encoder],
-            "decoder": [asdict(stage) for stage in self.decoder],
+            **_fields(self),
+            "stem": _fields(self.stem),
+            "encoder": [_fields(stage) for stage in self.encoder],
+            "decoder": [_fields(stage) for stage in self.decoder],
         }
 
     @classmethod
@@ -281,6 +281,10 @@ class NetSpec:
         skips = "" if all(s.skip for s in self.decoder[:-1]) else " no skips"
         decoder = kinds(self.decoder) if self.decoder else "head"
         return f"{kinds(self.encoder)} {channels} /{scales}{kernel} + {decoder}{other}{skips}"
+
+
+def _fields(value: Any) -> dict[str, Any]:
+    return {f.name: getattr(value, f.name) for f in fields(value)}
 
 
 def _make(cls: type[Any], what: str, values: Any) -> Any:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from onenet_bench.errors import DataError
@@ -62,7 +62,7 @@ class Task:
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON-ready values."""
-        return {**asdict(self), "class_names": list(self.class_names)}
+        return {**{f.name: getattr(self, f.name) for f in fields(self)}, "class_names": list(self.class_names)}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Task:

@@ -1,9 +1,11 @@
 """The Ray engine: the same core, its trials carried out by Ray Tune on one machine or many.
 
-Tune places the trials, watches over their processes and brings back what they say. What is tried next, what is
+Tune places the processes of trials, watches over them and brings back what they say. What is tried next, what is
 stopped and what became of it is decided by the core, in the driver, as with the local engine: ``suggest`` of the
-Searcher is ``core.ask``, a result is ``core.report``, and the ledger is the only truth. Tune keeps nothing that is ever
-read again; a run that goes on starts a fresh Tuner for what remains.
+Searcher is ``core.ask``, a result is ``core.report`` or ``core.tell``, and the ledger is the only truth. The answer to
+a trial's last word is the next one, which its process goes on with: what is a trial to Tune, with a folder, a place and
+a process to be made ready, is to the core as many as that process carries out. Tune keeps nothing that is ever read
+again; a run that goes on starts a fresh Tuner for what remains.
 
 A trial writes into the run's folder where its node sees it, which it finds out by a mark in there. Elsewhere it works
 in a folder of its own, and what it leaves there travels home with its messages.
@@ -13,7 +15,6 @@ in a folder of its own, and what it leaves there travels home with its messages.
 
 from __future__ import annotations
 
-import asyncio
 import importlib.util
 import logging
 import math
@@ -37,6 +38,7 @@ from onenet_bench.recipe import Recipe
 from onenet_bench.record import Record, usable_cores
 from onenet_bench.search import client, connection, trial
 from onenet_bench.search.core import Core, Job
+from onenet_bench.search.desk import Desk
 from onenet_bench.search.fidelity import length
 from onenet_bench.search.trial import Ended, Epoch, Event, Started, Work
 from onenet_bench.task import Task
@@ -142,7 +144,7 @@ def run(
 
 @dataclass(kw_only=True)
 class _Driver:
-    """The core's end of the conversation. ``live`` are the trials in Tune's hands, by the names it gave them."""
+    """The core's end of the conversation. ``live`` are the trials in Tune's hands, by the names of their processes."""
 
     core: Core
     folder: Path
@@ -171,8 +173,8 @@ class _Driver:
             raise
 
     def ask(self, name: str) -> dict[str, Any] | str | None:
-        """What the next trial needs, which Tune calls ``name``; None where there is nothing now, FINISHED where there
-        will be nothing more."""
+        """What the next trial needs, for the process that Tune calls ``name``; None where there is nothing now,
+        FINISHED where there will be nothing more."""
         if len(self.live) >= self.workers or (self.waiting and self.live):
             return None
         with self._noting():
@@ -186,10 +188,11 @@ class _Driver:
             )
             self.heard(Started(job))
             files = _states(self.folder, job.trial) if self.remote else {}
-            return {"name": name, "asked": asked, "files": files, "limit_s": self.limit_s}
+            return {"name": name, "asked": asked.to_json(), "files": files, "limit_s": self.limit_s}
 
-    def hear(self, name: str, kind: str, content: Any, files: Mapping[str, bytes]) -> bool | None:
-        """One message of one trial, and what it has left behind on its node. After an epoch: whether it shall go on."""
+    def hear(self, name: str, kind: str, content: Any, files: Mapping[str, bytes]) -> bool | dict[str, Any] | None:
+        """One message of one trial, and what it has left behind on its node. After an epoch: whether it shall go on;
+        after its last word: what the next one needs, where there is one now."""
         if name not in self.live:
             return None
         job, history = self.live[name], self.histories[name]
@@ -208,6 +211,8 @@ class _Driver:
                     self._epoch(job, history, last)
                 ended = Record.from_dict(said) if kind == "record" else trial.failed(self.core, job, said, history)
                 self._end(name, ended)
+                following = self.ask(name)
+                return following if isinstance(following, dict) else None
         return None
 
     def _epoch(self, job: Job, history: list[dict[str, Any]], progress: dict[str, Any]) -> bool:
@@ -285,10 +290,10 @@ def _tune(
     class Decisions(FIFOScheduler):  # type: ignore[misc]
         def on_trial_result(self, tune_controller: Any, trial: Any, result: Mapping[str, Any]) -> str:
             kind, content, files = result["said"]
-            go_on = driver.hear(trial.trial_id, kind, content, files)
-            if go_on is not None:
-                desk.say.remote(trial.trial_id, content["epoch"], go_on)
-            return str(TrialScheduler.CONTINUE)  # a trial that is to stop ends by itself, with a record and a state
+            answer = driver.hear(trial.trial_id, kind, content, files)
+            desk.say.remote(trial.trial_id, answer)
+            # A trial that is to stop ends by itself, with a record and a state.
+            return str(TrialScheduler.CONTINUE if kind in ("begun", "epoch") or answer else TrialScheduler.STOP)
 
         def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
             with open(trial.error_file, encoding="utf-8") as file:
@@ -301,8 +306,8 @@ def _tune(
     here = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
         ray.get_runtime_context().get_node_id(), soft=False
     )
-    desk = ray.remote(_Desk).options(num_cpus=0, max_concurrency=10_000, scheduling_strategy=here).remote()
-    carried = tune.with_parameters(_carry_out, carry_out=carry_out, splits=splits, desk=desk, mark=mark)
+    desk = ray.remote(Desk).options(num_cpus=0, max_concurrency=10_000, scheduling_strategy=here).remote()
+    carried = tune.with_parameters(_carry_out_all, carry_out=carry_out, splits=splits, desk=desk, mark=mark)
     tuner = tune.Tuner(
         tune.with_resources(carried, {name.lower(): amount for name, amount in takes.items()}),
         tune_config=tune.TuneConfig(
@@ -346,38 +351,33 @@ def _pixels(task: Task) -> data.Splits | None:
 # The trial's side --------------------------------------------------------------------------------------------
 
 
-class _Desk:
-    """Where a trial hears whether to go on: Tune brings its messages to the driver, and takes no answer back."""
-
-    def __init__(self) -> None:
-        self._answers: dict[tuple[str, int], asyncio.Future[bool]] = {}
-
-    def _answer(self, name: str, epoch: int) -> asyncio.Future[bool]:
-        return self._answers.setdefault((name, epoch), asyncio.get_running_loop().create_future())
-
-    async def say(self, name: str, epoch: int, go_on: bool) -> None:
-        self._answer(name, epoch).set_result(go_on)
-
-    async def hear(self, name: str, epoch: int) -> bool:
-        go_on = await self._answer(name, epoch)
-        del self._answers[name, epoch]
-        return go_on
-
-
-def _carry_out(
+def _carry_out_all(
     config: Mapping[str, Any], *, carry_out: CarryOut | None, splits: data.Splits | None, desk: Any, mark: str
 ) -> None:  # fmt: skip
-    """A trial, in a process of Ray's."""
+    """Trials one after the other, in a process of Ray's, as long as there is a next one."""
     import ray
     from ray import tune
 
-    name: str = config["name"]
-    recipe = Recipe.from_dict(config["asked"].recipe)
-    last: dict[str, Any] | None = None  # of the epochs; it travels with the last word, for nobody is stopped at it
-    with _workplace(config["asked"], mark, config["files"]) as (asked, luggage):
+    def say(kind: str, content: Any, files: Mapping[str, bytes]) -> Any:
+        """A message to the driver, and its answer."""
+        answer = desk.hear.remote(config["name"])
+        tune.report({"said": (kind, content, files)})  # does not return where this was the last trial
+        return ray.get(answer)
 
-        def say(kind: str, content: Any) -> None:
-            tune.report({"said": (kind, content, luggage())})
+    following: Mapping[str, Any] = config
+    while following:
+        following = say(*_carry_out(following, say, carry_out, splits, mark))
+
+
+def _carry_out(
+    config: Mapping[str, Any], say: Callable[..., Any], carry_out: CarryOut | None, splits: data.Splits | None,
+    mark: str,
+) -> tuple[str, Any, Mapping[str, bytes]]:  # fmt: skip
+    """One trial, and its last word."""
+    work = Work.from_json(config["asked"])
+    recipe = Recipe.from_dict(work.recipe)
+    last: dict[str, Any] | None = None  # of the epochs; it travels with the last word, for nobody is stopped at it
+    with _workplace(work, mark, config["files"]) as (asked, luggage):
 
         def on_epoch(progress: Mapping[str, Any]) -> bool:
             nonlocal last
@@ -385,11 +385,10 @@ def _carry_out(
             if done >= whole:
                 last = dict(progress)
                 return True
-            say("epoch", dict(progress))
-            return bool(ray.get(desk.hear.remote(name, progress["epoch"])))
+            return bool(say("epoch", dict(progress), luggage()))
 
         if config["limit_s"] is not None:
-            say("begun", None)
+            say("begun", None, luggage())
             signal.setitimer(signal.ITIMER_REAL, config["limit_s"])  # whose signal ends the process, whatever it does
         said: tuple[str, Any]
         try:
@@ -400,11 +399,12 @@ def _carry_out(
         except Exception as error:  # noqa: BLE001  the border of the process: one bad trial must not end the sweep
             said = "lost", (trial.crash(error), last)
         signal.setitimer(signal.ITIMER_REAL, 0)
-        say(*said)
-    if asked.device != "cpu":
+        left = luggage()
+    if work.device != "cpu":
         import torch
 
         torch.cuda.empty_cache()  # the process stays, and others share the GPU
+    return *said, left
 
 
 @contextmanager

@@ -192,7 +192,7 @@ class Core:
             number = self._proposed
             self._study.sampler = sampler
             choices = self.search.space.suggest(self._study.ask())
-            attributes = self._study.get_trials(deepcopy=False)[number].system_attrs
+            attributes = self._study._storage.get_trial(self._identity(number)).system_attrs
             self._ledger.append("ask", {"trial": number, "choices": choices, "attributes": attributes}, sync=False)
             self._asked()
             if job := self._admit(number, choices):

@@ -33,7 +33,7 @@ import time
 import types
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from multiprocessing import forkserver
 from multiprocessing.connection import wait
 from multiprocessing.context import ForkServerProcess
@@ -134,7 +134,7 @@ class _Engine:
             self.core, job, self.folder, device=self.device, threads=self.threads, compiled=self.compiled
         )
         self.busy.append(worker)
-        _say(worker.line, asdict(asked))
+        _send(worker.line, asked.to_json())
         if not tries:
             self.heard(Started(job))
         self.ready = self._start()
@@ -206,7 +206,7 @@ class _Engine:
         elif kind == "epoch":
             if not worker.history or content["epoch"] > worker.history[-1]["epoch"]:
                 worker.history.append(content)
-            _say(worker.line, self.core.report(job.trial, content))
+            _send(worker.line, json.dumps(self.core.report(job.trial, content)))
             self.heard(Epoch(job, content))
         elif kind == "record":
             self._end(worker, content)
@@ -278,9 +278,9 @@ def _parse(message: bytes, job: Job) -> tuple[str, Any]:
     return kind, content
 
 
-def _say(line: socket.socket, content: Any) -> None:
+def _send(line: socket.socket, message: str) -> None:
     with suppress(OSError):  # whoever listened has died; that is heard next
-        line.sendall(json.dumps(content).encode() + b"\n")
+        line.sendall(message.encode() + b"\n")
 
 
 def _death(code: int | None) -> str:
@@ -349,7 +349,7 @@ def _work(line: socket.socket, carry_out: CarryOut) -> None:
     with suppress(OSError):  # where memory runs out the system is to end this process, and not the driver
         Path("/proc/self/oom_score_adj").write_text("1000", encoding="ascii")
     try:
-        say("record", carry_out(Work(**json.loads(asked)), on_epoch).to_dict())
+        say("record", carry_out(Work.from_json(asked), on_epoch).to_dict())
     except LedgerError as error:
         say("full", str(error))
     except Exception as error:  # noqa: BLE001  the border of the process: one bad trial must not end the sweep

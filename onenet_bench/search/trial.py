@@ -10,9 +10,10 @@ Engines (``local``, ``cluster``) differ in where a trial's process runs, and in 
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -55,6 +56,15 @@ class Work:
     compiled: bool = False
     test: bool = False
     saved_every: float = SAVED_EVERY
+
+    def to_json(self) -> str:
+        """As text that travels."""
+        return json.dumps({f.name: getattr(self, f.name) for f in fields(self)})
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> Work:
+        """The inverse of ``to_json``."""
+        return cls(**json.loads(text))
 
 
 @dataclass(frozen=True, slots=True)

@@ -135,6 +135,12 @@ def ranked(asked: Work, on_epoch: Callable[[Mapping[str, Any]], bool]) -> Record
     return fake(asked, on_epoch)
 
 
+def placed(asked: Work, on_epoch: Callable[[Mapping[str, Any]], bool]) -> Record:
+    with Path(asked.folder, "places").open("a") as file:
+        file.write(f"{os.getpid()} in {os.getcwd()}\n")  # which is a folder of Tune's trial
+    return fake(asked, on_epoch)
+
+
 def full(asked: Work, on_epoch: Callable[[Mapping[str, Any]], bool]) -> Record:
     raise LedgerError("no room")
 
@@ -329,6 +335,16 @@ def test_a_run_of_its_own_ray_ends_as_one_of_the_local_engine(tmp_path: Path) ->
     assert {path.name for path in (tmp_path / "ray").iterdir()} == {
         path.name for path in (tmp_path / "local").iterdir()
     }
+
+
+@pytest.mark.slow
+def test_a_process_goes_on_with_the_next_trial(tmp_path: Path) -> None:
+    """To Tune, to whom every trial of its own is some ten milliseconds of work, they are one."""
+    carry_out(search(3), tmp_path / "run", cluster.run, carry_out=placed)
+    accounted(tmp_path / "run", 3)
+    places = (tmp_path / "run" / "places").read_text().splitlines()
+    assert len(places) == 3
+    assert len(set(places)) == 1
 
 
 @pytest.mark.slow
