@@ -412,7 +412,9 @@ def markdown(facts: dict[str, Any]) -> str:
         f"Trials of the space `{SPACE}` (11 choices) that train nothing, one at a time. Milliseconds of wall time per "
         "trial, from the end of the first trial to the end of the last; *at the end* is over the last tenth. A run is "
         f"cut after {facts['share_s']:g} s, which the column of trials shows. The core alone proposes, counts and "
-        "records; the engines also start processes and schedule. What starts once (imports, Ray) stands apart.", "",
+        "records; the engines also start processes and schedule. What starts once (imports, Ray) stands apart. The Ray "
+        "engine's processes go on with the next trial by themselves, and are one trial to Tune; bare Tune makes one of "
+        "each. It writes neither files nor checkpoints here, and has no ledger.", "",
         "| contestant | trials | ms per trial | at the end | start, s | CPU of the driver, ms | driver, MiB |",
         "|---|---:|---:|---:|---:|---:|---:|",
     ]  # fmt: skip
