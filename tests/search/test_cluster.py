@@ -141,6 +141,16 @@ def placed(asked: Work, on_epoch: Callable[[Mapping[str, Any]], bool]) -> Record
     return fake(asked, on_epoch)
 
 
+def sharing(asked: Work, on_epoch: Callable[[Mapping[str, Any]], bool]) -> Record:
+    """Writes down its process and its GPU, and waits (a minute at most) until three trials have."""
+    book, deadline = Path(asked.folder, "shared"), time.monotonic() + 60
+    with book.open("a") as file:
+        file.write(f"{os.getpid()} {os.environ.get('CUDA_VISIBLE_DEVICES')}\n")
+    while len(book.read_text().splitlines()) < 3 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return fake(asked, on_epoch)
+
+
 def full(asked: Work, on_epoch: Callable[[Mapping[str, Any]], bool]) -> Record:
     raise LedgerError("no room")
 
@@ -241,9 +251,9 @@ class Nodes:
             self.end()
             raise
 
-    def add(self) -> int:
+    def add(self, *words: str) -> int:
         """Another node; the process that started it."""
-        return self._start(f"--address={self.address}")
+        return self._start(f"--address={self.address}", *words)
 
     def _start(self, *words: str) -> int:
         said = self._scratch / f"said-{len(self._started)}.txt"
@@ -508,6 +518,24 @@ def test_a_killed_driver_loses_nothing(tmp_path: Path, nodes: Nodes) -> None:
 def test_a_trial_that_fits_on_no_node_is_refused(tmp_path: Path, nodes: Nodes) -> None:
     with pytest.raises(RecipeError, match=r"it takes 1 CPUs, 0.25 GPUs, and the largest has 1 CPUs, 0 GPUs"):
         carry_out(search(1), tmp_path / "run", cluster.run, cluster=Cluster(address=nodes.address, gpus=0.25))
+
+
+@pytest.mark.slow
+def test_small_nets_share_a_gpu(tmp_path: Path) -> None:
+    """On a node that says it has one: how Ray places trials does not depend on its being there."""
+    with connection.scratch() as scratch:
+        made = Nodes(scratch)
+        try:
+            made.add("--num-gpus=1")
+            with connection.environment(made.environment):
+                packed = Cluster(address=made.address, cpus=0.25, gpus=1 / 3)
+                carry_out(search(3), tmp_path / "run", cluster.run, workers=3, cluster=packed, carry_out=sharing)
+        finally:
+            made.end()
+    accounted(tmp_path / "run", 3)
+    processes, gpus = zip(*map(str.split, (tmp_path / "run" / "shared").read_text().splitlines()), strict=True)
+    assert len(set(processes)) == 3  # at the same time, or the first would have gone on with the next
+    assert set(gpus) == {"0"}
 
 
 @pytest.mark.slow
