@@ -585,8 +585,8 @@ Every net of `{space}` was trained, with {trained} seeds (`results/tabular/`). A
 the seeds scored, epoch by epoch; the true score of a net is the mean of its seeds at the end, the told one's among
 them. Columns are training spent, in nets' worth: epochs of all trials, stopped ones too, over the {epochs} of one
 whole training. With fidelity a search stops weak nets at rungs once an audit allows it; only nets trained to the end
-count. What frontier's surrogate sees of a net, and what it expects of the scores before it has any, was chosen with an
-eye on these tables, which is a little kind to it; the simulated spaces of `search_simulated.md` had no say."""
+count. What frontier's surrogate sees of a net, and what it expects of scores before it has any, was chosen with an eye
+on these tables (medium's with two of its seeds), and a glance at the simulated spaces: a little kind to it."""
 
 
 def first_words(facts: Mapping[str, Any], title: str) -> list[str]:
