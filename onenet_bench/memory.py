@@ -37,9 +37,16 @@ def is_heavy(row: Row) -> bool:
     return row.op == "conv" and row.kernel > 1 and row.groups == 1 and _weights(row) >= HEAVY
 
 
+def is_narrow(row: Row) -> bool:
+    """Whether a row is a strided 1x1 convolution of so few channels that torch's library (oneDNN 3.12, AVX2) writes
+    beyond the gradient of its channels-last weights, and breaks the heap."""
+    return row.op == "conv" and row.kernel == 1 and row.stride > 1 and row.c_in < 8
+
+
 def is_heavier(row: Row, batch: int) -> bool:
-    """Whether a heavy convolution reads fewer elements than it has weights, and is done on contiguous copies."""
-    return is_heavy(row) and batch * _elements_in(row) < _weights(row)
+    """Whether a convolution is trained on contiguous copies: a heavy one that reads fewer elements than it has
+    weights, or a narrow one."""
+    return is_narrow(row) or (is_heavy(row) and batch * _elements_in(row) < _weights(row))
 
 
 def taken_in(rows: Sequence[Row], indices: Iterable[int]) -> tuple[dict[int, list[int]], set[int]]:
@@ -387,7 +394,7 @@ def _weights(row: Row) -> int:
 
 
 def _copied_in(row: Row, batch: int) -> int:
-    """Elements of a contiguous copy of a heavier convolution's input; one position is contiguous as it is."""
+    """Elements of a contiguous copy of such a convolution's input; one position is contiguous as it is."""
     return batch * _elements_in(row) if is_heavier(row, batch) and row.h_in * row.w_in > 1 else 0
 
 

@@ -138,10 +138,9 @@ def channel_conv(conv: nn.Conv2d, x: Tensor, *, relu: bool, norm: nn.BatchNorm2d
 
 
 def heavy_conv(conv: nn.Conv2d, x: Tensor) -> Tensor:
-    """``conv`` of (B, C, H, W) that has fewer elements than the weights: contiguous copies are convolved.
-
-    The library reorders weights at every call, those of a channels-last convolution several times more slowly.
-    """
+    """``conv`` of (B, C, H, W) on contiguous copies: where the input has fewer elements than the weights, since the
+    library reorders these at every call, for a channels-last convolution several times more slowly; and where
+    ``memory.is_narrow`` tells of an error of the library's."""
     stride, padding = conv.stride, conv.padding
     if torch.is_grad_enabled():
         out: Tensor = _HeavyConv.apply(x, conv.weight, conv.bias, stride, padding)  # type: ignore[no-untyped-call]

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import statistics
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -309,3 +312,18 @@ def test_a_compiled_inference_is_the_same() -> None:
     with torch.inference_mode():
         wanted = net(image)
         close(torch.compile(net)(image), wanted, 1e-5)
+
+
+def test_a_narrow_strided_convolution_leaves_the_heap_alone() -> None:
+    """In a process of its own, which the C library ends at the first number written beyond its place."""
+    code = (
+        "import torch; from onenet_bench import models, zoo\n"
+        "spec = zoo.resnet_unet('resnet_basic', [4, 4, 8, 16, 32], [1, 1, 1, 1], classes=3)\n"
+        "net = models.build(spec)\n"
+        "for _ in range(20): net(torch.rand(4, 3, 32, 32)).sum().backward()\n"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, "MALLOC_CHECK_": "3", "OMP_NUM_THREADS": "1"}, check=False,
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert ran.returncode == 0, ran.stderr
