@@ -1,6 +1,6 @@
 """What the harness itself costs: per trial, beside a bare Optuna loop and a bare Ray Tune run, and per worker.
 
-    python benchmarks/overhead.py                          # the figures in results/: about 12 minutes
+    python benchmarks/overhead.py                          # the figures in results/: about 22 minutes
     python benchmarks/overhead.py --few --out /tmp/look    # a look, some two minutes
 
 Trials train nothing here: they are proposed, counted, written down and scheduled, and their score is made up. Every
@@ -70,6 +70,17 @@ def idle(asked: Any, on_epoch: Callable[[Mapping[str, Any]], bool]) -> Any:
     )  # fmt: skip
 
 
+REST = 0.1
+"""Seconds that a trial lasts which only waits: long enough for the next process to be made ready meanwhile, as it is
+while a net is trained."""
+
+
+def rest(asked: Any, on_epoch: Callable[[Mapping[str, Any]], bool]) -> Any:
+    """``idle`` after a while."""
+    time.sleep(REST)
+    return idle(asked, on_epoch)
+
+
 # Contestants, each in a process of its own -------------------------------------------------------------------
 
 
@@ -89,17 +100,19 @@ def new_search(sampler: str, trials: int) -> Any:
 
 
 class Times:
-    """Seconds since the beginning, a number per trial that has ended, until ``most`` seconds after the first."""
+    """Seconds since the beginning, a number per trial that has ended, until ``most`` seconds after the first. The
+    ``rested`` seconds of each trial do not count."""
 
-    def __init__(self, most: float) -> None:
-        self._most = most
+    def __init__(self, most: float, rested: float = 0.0) -> None:
+        self._most, self._rested = most, rested
         self._began, self._cpu = time.perf_counter(), time.process_time()
         self.ends: list[float] = []
         self.cpu = 0.0
 
     def ended(self) -> bool:
         """Note that a trial has; whether there is time for another one."""
-        self.ends.append(time.perf_counter() - self._began)
+        rested = self._rested * (len(self.ends) + 1)
+        self.ends.append(time.perf_counter() - self._began - rested)
         self.cpu = time.process_time() - self._cpu
         return self.ends[-1] - self.ends[0] < self._most
 
@@ -147,8 +160,8 @@ def optuna_loop(sampler: str, trials: int, times: Times, folder: Path) -> None:
             return
 
 
-def engine(name: str) -> Callable[[str, int, Times, Path], None]:
-    """A whole sweep by one of our engines, one trial at a time."""
+def engine(name: str, work: Callable[..., Any] = idle) -> Callable[[str, int, Times, Path], None]:
+    """A whole sweep by one of our engines, one trial at a time, which is ``work``."""
 
     def run(sampler: str, trials: int, times: Times, folder: Path) -> None:
         from onenet_bench.ledger import Ledger
@@ -165,7 +178,7 @@ def engine(name: str) -> Callable[[str, int, Times, Path], None]:
         with Ledger(folder / "run", create=True) as book:
             book.append("run", {"schema": SCHEMA, **search.to_dict()})
             core = Core(book, [], search)
-            carry_out(core, folder / "run", workers=1, threads=1, device="cpu", heard=heard, carry_out=idle)
+            carry_out(core, folder / "run", workers=1, threads=1, device="cpu", heard=heard, carry_out=work)
 
     return run
 
@@ -202,12 +215,15 @@ def tune_run(reuse: bool) -> Callable[[str, int, Times, Path], None]:
 
 
 class Contestant(NamedTuple):
-    """A row of the table: what it is called, what it does, by which sampler, and up to how many trials."""
+    """A row of the table: what it is called, what it does, by which sampler, and up to how many trials; how long each
+    of them waits, which is not counted, and by how much its share of the time is larger than the others'."""
 
     title: str
     run: Callable[[str, int, Times, Path], None]
     sampler: str
     most: int
+    rest: float = 0.0
+    share: float = 1.0
 
 
 CONTESTANTS = {
@@ -219,6 +235,8 @@ CONTESTANTS = {
     "core-frontier": Contestant("core and ledger, frontier", ours, "frontier", 5000),
     "local-random": Contestant("local engine, random", engine("local"), "random", 5000),
     "local-frontier": Contestant("local engine, frontier", engine("local"), "frontier", 5000),
+    "rest-random": Contestant("local engine, random, waiting", engine("local", rest), "random", 1000, REST, 3.0),
+    "rest-frontier": Contestant("local engine, frontier, waiting", engine("local", rest), "frontier", 1000, REST, 3.0),
     "ray-random": Contestant("Ray engine, random", engine("ray"), "random", 1000),
     "tune-reuse": Contestant("bare Ray Tune, processes reused", tune_run(True), "random", 1000),
     "tune": Contestant("bare Ray Tune, as it comes", tune_run(False), "random", 10),
@@ -233,7 +251,7 @@ def one(name: str, trials: int, most: float, out: str) -> None:
     logging.disable(logging.CRITICAL)
     contestant = CONTESTANTS[name]
     with tempfile.TemporaryDirectory(prefix="overhead-") as folder:
-        times = Times(most)
+        times = Times(contestant.share * most, contestant.rest)
         with suppress(TimeUp):
             contestant.run(contestant.sampler, trials, times, Path(folder))
         book = Path(folder, "run", "ledger.jsonl")
@@ -274,7 +292,7 @@ def measure(sizes: tuple[int, ...], share: float) -> Iterator[dict[str, Any]]:
         runs: dict[str, list[dict[str, Any]]] = {}
         for again in range(3 if size <= 10 else 1):
             for name in names:
-                of_ray = CONTESTANTS[name].most <= 1000  # which takes long to start
+                of_ray = "Ray" in CONTESTANTS[name].title  # which takes long to start
                 if size <= CONTESTANTS[name].most and name not in cut and not (again and of_ray):
                     found = in_a_process("one", name, size, share)
                     runs.setdefault(name, []).append(found)
@@ -377,7 +395,7 @@ def targets(rows: list[dict[str, Any]], scaled: dict[str, Any]) -> list[dict[str
         )
 
     found: list[dict[str, Any]] = []
-    for name in ("local-random", "local-frontier"):
+    for name in ("rest-random", "rest-frontier"):
         row = at(rows, name, 1000)
         share = row and row["ms_per_trial"] / (1000 * SECONDS)
         title = f"{CONTESTANTS[name].title}: share of a {SECONDS:g}-second trial at 1,000 trials{cut(row)}"
@@ -412,7 +430,9 @@ def markdown(facts: dict[str, Any]) -> str:
         f"Trials of the space `{SPACE}` (11 choices) that train nothing, one at a time. Milliseconds of wall time per "
         "trial, from the end of the first trial to the end of the last; *at the end* is over the last tenth. A run is "
         f"cut after {facts['share_s']:g} s, which the column of trials shows. The core alone proposes, counts and "
-        "records; the engines also start processes and schedule. What starts once (imports, Ray) stands apart. The Ray "
+        "records; the engines also start processes and schedule. What starts once (imports, Ray) stands apart. Trials "
+        f"that wait last {REST:g} s, which are taken off, and three times as long before a run is cut: the local "
+        "engine forks the next process during a trial, and one that does nothing ends before that is done. The Ray "
         "engine's processes go on with the next trial by themselves, and are one trial to Tune; bare Tune makes one of "
         "each. It writes neither files nor checkpoints here, and has no ledger.", "",
         "| contestant | trials | ms per trial | at the end | start, s | CPU of the driver, ms | driver, MiB |",
@@ -449,9 +469,10 @@ def plot(facts: dict[str, Any]) -> Any:
     figure = go.Figure()
     for name, contestant in CONTESTANTS.items():
         rows = [row for row in facts["rows"] if row["contestant"] == name]
+        ours = name.startswith(("core", "local", "rest", "ray"))
         figure.add_scatter(
             x=[row["done"] for row in rows], y=[row["ms_per_trial"] for row in rows], name=contestant.title,
-            mode="lines+markers", line={"dash": "solid" if name.startswith(("core", "local", "ray")) else "dot"},
+            mode="lines+markers", line={"dash": "solid" if ours else "dot"},
         )  # fmt: skip
     figure.add_hline(y=20 * SECONDS, line_dash="dash")
     figure.add_annotation(  # which is placed by logarithms

@@ -13,6 +13,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from operator import mul
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -44,6 +45,9 @@ DRAWN_ANEW = 10
 
 GROUPS = 1024
 """Groups of candidates whose costs are alike, at most."""
+
+WHOLE_COSTS, WEIGHTS = ("parameters", "macs", "activation_bytes"), (1, 2**21 - 9, 2**42 - 11)
+"""Costs that are whole numbers, and by what each is multiplied to tell nets apart."""
 
 Question = tuple[str, int, int, int]
 """A space in JSON, the resolution, the classes and the channels of an image."""
@@ -142,11 +146,10 @@ class Candidates:
         # By what is learnt of them. Not from self, which would then live on until the garbage is collected.
         self.many: defaultdict[str, Many] = defaultdict(lambda: Many(features))
         sizes = [len(options) for options in choices.values()]
-        places = [math.prod(sizes[i + 1 :]) % 2**64 for i in range(len(sizes))]
-        self._places = np.array(places, dtype=np.uint64)
-        codes = self._codes(self.options)
-        self._order = np.argsort(codes)
-        self._sorted = codes[self._order]
+        self._places = [math.prod(sizes[i + 1 :]) for i in range(len(sizes))]
+        # By numbers that several may share: in huge spaces by their options, and by whole costs.
+        self._by_options = _Numbered([*self.options.T], self._places)
+        self._by_costs = _Numbered([self.costs[name] for name in WHOLE_COSTS], WEIGHTS)
         self._nets: dict[tuple[int, ...], Net | None] = {}
         self._grouped: dict[tuple[int, ...], Groups] = {}
         self.fitting: dict[Any, bool] = {}
@@ -179,15 +182,13 @@ class Candidates:
         return self._nets[options]
 
     def _find(self, options: tuple[int, ...]) -> Net | None:
-        at = np.array([options], dtype=np.int16)
-        first, after = (np.searchsorted(self._sorted, self._codes(at)[0], side) for side in ("left", "right"))
-        for row in self._order[first:after]:
-            if (self.options[row] == at).all():
+        for row in self._by_options.rows(options):
+            if (self.options[row] == options).all():
                 return self._row(int(row))
         if (made := self.encoding.net(options)) is None:
             return None
         spec, known, features = made
-        for row in np.flatnonzero(np.all([self.costs[name] == known[name] for name in SCREENED], axis=0)):
+        for row in self._by_costs.rows([int(known[name]) for name in WHOLE_COSTS]):
             if self.spec(int(row)).digest() == spec.digest():
                 return self._row(int(row))
         return Net(row=None, features=features.astype(np.float64))
@@ -195,9 +196,23 @@ class Candidates:
     def _row(self, row: int) -> Net:
         return Net(row=row, features=self.features[row].astype(np.float64))
 
-    def _codes(self, options: npt.NDArray[np.int16]) -> npt.NDArray[np.uint64]:
-        """A number for each combination, which huge spaces may give to several."""
-        return options.astype(np.uint64) @ self._places
+
+class _Numbered:
+    """Rows by a number: the sum of their ``values`` (columns of whole numbers, each (rows,)) times ``weights``."""
+
+    def __init__(self, values: Sequence[npt.NDArray[Any]], weights: Sequence[int]) -> None:
+        self._weights = weights
+        numbers = np.zeros(len(values[0]), dtype=np.uint64)
+        for column, weight in zip(values, weights, strict=True):
+            numbers += column.astype(np.uint64) * np.uint64(weight % 2**64)
+        self._order = np.argsort(numbers, kind="stable")
+        self._numbers = numbers[self._order]
+
+    def rows(self, values: Sequence[int]) -> Ints:
+        """Those that have the number of ``values`` (columns,), in ascending order."""
+        number = np.uint64(sum(map(mul, values, self._weights)) % 2**64)
+        first, after = self._numbers.searchsorted(number, "left"), self._numbers.searchsorted(number, "right")
+        return self._order[first:after]
 
 
 def candidates(

@@ -121,8 +121,9 @@ class FrontierSampler(BaseSampler):
             raise SpaceError(f"the memory of training depends on the recipe, but {self._on_training[0]} came without")
         self._recipe = recipe
         self._earlier = tuple(earlier)
-        self._values: dict[str, Sequence[Any]] = {  # of Optuna's parameters
-            name: range(len(options)) if is_ordered(options) else options for name, options in space.choices.items()
+        self._places: dict[str, dict[Any, int]] = {  # of the values of Optuna's parameters
+            name: {value: at for at, value in enumerate(range(len(options)) if is_ordered(options) else options)}
+            for name, options in space.choices.items()
         }
         self._on_latency = tuple(b for b in limits if b.cost == "latency_ms")
         self._predict = predict if self._on_latency else None
@@ -163,6 +164,9 @@ class FrontierSampler(BaseSampler):
     def ended(self, study: Study, number: int) -> str:
         """Why there is nothing to propose for trial ``number``; empty where there is."""
         found = self._candidates(number)
+        tried = len(self._earlier) + len(study.get_trials(deepcopy=False))
+        if tried < len(found) and not (self._on_training or self._predict):
+            return ""
         return self._spent(found, self._past(study, found))
 
     def _spent(self, found: Candidates, past: Past) -> str:
@@ -215,8 +219,8 @@ class FrontierSampler(BaseSampler):
     def _options(self, trial: FrozenTrial) -> tuple[int, ...] | None:
         """A trial's options; None where it has none yet, or those of another space."""
         try:
-            return tuple(values.index(trial.params[name]) for name, values in self._values.items())
-        except (KeyError, ValueError):
+            return tuple([places[trial.params[name]] for name, places in self._places.items()])
+        except KeyError:
             proposed = trial.system_attrs.get(PROPOSED)
             return None if proposed is None else tuple(proposed)
 

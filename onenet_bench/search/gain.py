@@ -21,6 +21,7 @@ from onenet_bench.pareto import non_dominated
 
 Floats = npt.NDArray[np.float64]
 Reals = npt.NDArray[np.floating[Any]]  # singles or doubles
+Ints = npt.NDArray[np.int64]
 
 BLOCK = 1 << 17
 """Products of a query and a cell that are made at a time."""
@@ -61,30 +62,37 @@ def cells(points: Floats, reference: Floats) -> tuple[Floats, Floats]:
 def expected_gain(boxes: tuple[Floats, Floats], mean: Reals, deviation: Reals, known: Reals) -> Floats:
     """Expected gain (q,) over ``boxes`` (from ``cells``) of nets with independent Gaussian losses, ``mean`` and
     ``deviation`` (q, u), and ``known`` ones (q, m - u)."""
-    lower, upper = (corners.astype(mean.dtype) for corners in boxes)
+    lower, upper = (corners.astype(mean.dtype) for corners in boxes)  # (c, m)
     gains = np.empty(len(mean))
     u = mean.shape[1]
+    edges = [_edges(lower[:, j], upper[:, j]) for j in range(u)]
     block = max(1, BLOCK // len(upper))
     for start in range(0, len(mean), block):
         part = slice(start, start + block)
+        means, deviations, costs = (np.ascontiguousarray(a[part].T) for a in (mean, deviation, known))
         product = np.ones((1, 1), dtype=mean.dtype)
-        for j in range(lower.shape[1]):
-            if j < u:
-                length = _below(mean[part, j], deviation[part, j], upper[:, j])  # (block, c)
-                if j > 0:
-                    length = length - _below(mean[part, j], deviation[part, j], lower[:, j])
-            else:
-                length = upper[:, j] - np.maximum(lower[:, j], known[part, j - u, None])  # (block, c)
-                np.maximum(length, 0, out=length)
-            product = product * length
-        gains[part] = product.sum(axis=1)
+        for j, cost in enumerate(costs, start=u):
+            length = np.maximum(lower[:, j, None], cost)  # (c, block): whole rows at a time are quick
+            np.subtract(upper[:, j, None], length, out=length)
+            product = np.multiply(product, np.maximum(length, 0, out=length), out=length)
+        for j, (distinct, above, below) in enumerate(edges):
+            up_to = expected_improvement(means[j], deviations[j], distinct[:, None])  # (edges, block)
+            length = up_to[above]
+            if below is not None:
+                length -= up_to[below]
+            product = np.multiply(product, length, out=length)
+        gains[part] = product.sum(axis=0)
     return gains
 
 
-def _below(mean: Reals, deviation: Reals, edges: Reals) -> Reals:
-    """Expected improvements (q, c) on ``edges`` (c,), each different edge worked out once."""
-    distinct, place = np.unique(edges, return_inverse=True)
-    return expected_improvement(mean[:, None], deviation[:, None], distinct)[:, place]
+def _edges(lower: Reals, upper: Reals) -> tuple[Reals, Ints, Ints | None]:
+    """The different edges of boxes along an objective, and for each box (c,) where its upper and lower ones are among
+    them; None in place of the lower where all are -inf, which nothing lies below."""
+    if (lower == -math.inf).all():
+        return *np.unique(upper, return_inverse=True), None
+    distinct, place = np.unique(np.stack([upper, lower]), return_inverse=True)
+    above, below = place.reshape(2, -1)
+    return distinct, above, below
 
 
 def expected_improvement(mean: Reals, deviation: Reals, best: Reals) -> Reals:

@@ -47,9 +47,12 @@ CHUNK = 8
 KEPT = 1 << 26
 """Kernel entries that are kept at most: 256 MiB."""
 
-BASIS, RENEWED = 256, 32
+BASIS, RENEWED = 128, 32
 """Of more observations the posterior is written in so many that say the most, and in those since they were chosen,
 which is done after so many."""
+
+UNIT = math.sqrt(5)
+"""By which distances are multiplied in a Matérn-5/2."""
 
 SUMS = 3
 """Sums of all observations that bound the deviations of very many queries."""
@@ -347,6 +350,7 @@ class Many:
         self._features = features
         self._kept: dict[bytes, tuple[Singles, Singles]] = {}
         self._kept_for = b""
+        self._right = np.empty((0, 0), dtype=np.float32)  # (d + 2, q): the queries' side of squared distances
 
     def __len__(self) -> int:
         return len(self._features)
@@ -355,34 +359,31 @@ class Many:
         """Correlations (n, q) with ``points`` (n, d), which are scaled already, and the largest for each query."""
         if scales.tobytes() != self._kept_for:
             self._kept, self._kept_for = {}, scales.tobytes()
+            queries = (self._features * (scales * UNIT).astype(np.float32)).T
+            norms = np.einsum("ij,ij->j", queries, queries)
+            self._right = np.vstack([queries, norms, np.ones_like(norms)])
         key = points.tobytes()
         if key in self._kept:
             return self._kept[key]
-        made = self._make(scales, points)
+        made = self._make(points)
         if len(points) == CHUNK and (len(self._kept) + 1) * CHUNK * len(self) <= KEPT:
             self._kept[key] = made
         return made
 
-    def _make(self, scales: Floats, points: Floats) -> tuple[Singles, Singles]:
-        unit = math.sqrt(5) / math.log(2)  # of distances in which Matérn's exponential is a power of two
-        linear, quadratic = np.float32(math.log(2)), np.float32(math.log(2) ** 2 / 3)
-        scales, points = (scales * unit).astype(np.float32), (points * unit).astype(np.float32)
-        norms = (points * points).sum(axis=1)
-        left = np.column_stack([-2 * points, np.ones_like(norms), norms])  # (n, d + 2)
-        right = np.ones((left.shape[1], BLOCK), dtype=np.float32)
+    def _make(self, points: Floats) -> tuple[Singles, Singles]:
+        points = (points * UNIT).astype(np.float32)
+        left = np.column_stack([-2 * points, np.ones(len(points), np.float32), (points * points).sum(axis=1)])
         roots, powers = np.empty((2, len(points), BLOCK), dtype=np.float32)
         kernel, most = np.empty((len(points), len(self)), dtype=np.float32), np.empty(len(self), dtype=np.float32)
         for start in range(0, len(self), BLOCK):
             part = slice(start, min(start + BLOCK, len(self)))
-            queries, root, power = (a[:, : part.stop - start] for a in (right, roots, powers))
-            np.multiply(self._features[part].T, scales[:, None], out=queries[:-2])
-            np.einsum("ij,ij->j", queries[:-2], queries[:-2], out=queries[-2])
-            np.matmul(left, queries, out=root)  # (n, block): squared distances, in one product of matrices
+            root, power = (a[:, : part.stop - start] for a in (roots, powers))
+            np.matmul(left, self._right[:, part], out=root)  # (n, block): squared distances, in one product of matrices
             np.abs(root, out=root)  # rounding may have taken zeros below
             np.sqrt(root, out=root)
-            np.exp2(np.negative(root, out=power), out=power)
-            made = np.multiply(root, quadratic, out=kernel[:, part])
-            made += linear
+            np.exp(np.negative(root, out=power), out=power)
+            made = np.multiply(root, np.float32(1 / 3), out=kernel[:, part])
+            made += 1
             made *= root
             made += 1
             made *= power
@@ -395,8 +396,9 @@ class Many:
         return self._features[:, at].astype(np.float64) @ slopes[at]
 
     def rounding(self, scales: Floats) -> float:
-        """By how much an entry of the kernel may be off: as far as its polynomial and the largest square are."""
-        return 2.0**-24 * (4 + 5 / math.log(2) ** 2 * float((scales**2).sum()))
+        """By how much an entry of the kernel may be off: as far as its polynomial, its exponential (2.5 units in the
+        last place) and the largest square are."""
+        return 2.0**-24 * (9 + 2 * UNIT**2 * float((scales**2).sum()))
 
 
 def similarity(queries: Any, points: Any, groups: Ints) -> Floats:
