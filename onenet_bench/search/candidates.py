@@ -37,7 +37,7 @@ SCREENED_ANEW = 50
 WHOLE = 1 << 17
 """So many nets are looked at for every proposal. Of more …"""
 
-DRAWN = 1 << 15
+DRAWN = 1 << 14
 """… so many are, …"""
 
 DRAWN_ANEW = 10

@@ -307,6 +307,7 @@ def _tune(
         ray.get_runtime_context().get_node_id(), soft=False
     )
     desk = ray.remote(Desk).options(num_cpus=0, max_concurrency=10_000, scheduling_strategy=here).remote()
+    desk.__ray_ready__.remote()  # connects, which the first answer would wait for
     carried = tune.with_parameters(_carry_out_all, carry_out=carry_out, splits=splits, desk=desk, mark=mark)
     tuner = tune.Tuner(
         tune.with_resources(carried, {name.lower(): amount for name, amount in takes.items()}),

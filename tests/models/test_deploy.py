@@ -113,6 +113,26 @@ def test_an_affine_stays_where_the_next_layer_cannot_take_it(
     assert_same(net_of(spec), times=2)
 
 
+def test_levelled_channels_change_no_bit_of_the_logits(monkeypatch: pytest.MonkeyPatch) -> None:
+    net = net_of(zoo.onenet_ed(depth=3, width=8, classes=4)).float()
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm2d) and module.running_var is not None:
+            module.running_var.copy_(10 ** torch.empty_like(module.running_var).uniform_(-4, 2))
+            module.weight.data[0] = 0
+    image = image_for(net.spec).float()
+    levelled = deploy.simplify(net)
+    trained = deploy._smallest(net)
+    weights = deploy._Weights(deploy.rewrite(trained), net.state_dict())
+    assert {*weights.of.levelled.values()} == {i for i in deploy._alive(trained) if trained.rows[i].op == "norm"}
+    left = torch.cat([weights.affine(norm)[0].abs() for norm in weights.of.levelled.values()])
+    assert ((left == 0) | ((left > 0.7) & (left < 1.42))).all()
+
+    monkeypatch.setattr(deploy._Weights, "level", lambda self, norm: torch.ones_like(self._norm(norm)[0]))
+    left = torch.cat([weights.affine(norm)[0].abs() for norm in weights.of.levelled.values()])
+    assert left.max() > 50
+    assert torch.equal(levelled(image), deploy.simplify(net)(image))
+
+
 def test_the_deployed_plan_counts_what_runs() -> None:
     """Parameters are the graph's; MACs by hand for an encoder level; memory by torch's tracker."""
     spec = zoo.onenet_ed(2, width=8)
