@@ -187,8 +187,9 @@ def export(
         onnx.to_int8(path, smaller, (_unit(images[i : i + 1]).numpy() for i in range(len(images))))
         scores = {name: _score(net, samples, task) for name, net in (("before", run), ("after", onnx.OnnxNet(smaller)))}
         quantised = {
-            "weights": "int8, per output channel", "activations": "uint8", "calibrated_on": f"{calibrate_on} split",
-            "calibration_images": len(images), "scored_on": f"{held_out} split", "images": len(samples), **scores,
+            "weights": "int8 of 7 bits, per output channel", "activations": "uint8",
+            "calibrated_on": f"{calibrate_on} split", "calibration_images": len(images),
+            "scored_on": f"{held_out} split", "images": len(samples), **scores,
         }  # fmt: skip
         facts = {**facts, "form": f"{form}, int8", "int8": quantised}
         done.append(_carded(smaller, {name: facts[name] for name in facts if name != "check"}, None))
