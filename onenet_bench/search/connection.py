@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import secrets
+import socket
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -60,6 +62,7 @@ def to(
             }  # fmt: skip
         asked |= {"log_to_driver": False, "configure_logging": False, "runtime_env": {"env_vars": dict(variables)}}
         try:
+            _ask(address)
             _init(asked)
         except (ConnectionError, ray.exceptions.RayError, RuntimeError, ValueError) as error:
             where = "on this machine" if own else f"at {address}"
@@ -72,6 +75,16 @@ def to(
             yield
         finally:
             ray.shutdown()
+
+
+def _ask(address: str | None) -> None:
+    """Raise ConnectionError where nobody listens at HOST:PORT, which Ray itself would ask for minutes."""
+    if address is not None and re.fullmatch(r"[^/]+:\d+", address):
+        host, _, port = address.rpartition(":")
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+        except (OSError, OverflowError) as error:
+            raise ConnectionError(str(error)) from error
 
 
 def _init(asked: Mapping[str, Any]) -> None:

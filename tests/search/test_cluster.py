@@ -14,7 +14,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import nullcontext, suppress
+from contextlib import ExitStack, nullcontext, suppress
 from dataclasses import replace
 from functools import partial
 from multiprocessing import forkserver
@@ -241,6 +241,7 @@ class Nodes:
         }  # fmt: skip
         self._scratch = scratch
         self._started: list[subprocess.Popen[bytes]] = []
+        self.is_broken = False
         try:
             self.head = self._start(
                 "--head", f"--port={port}", f"--ray-client-server-port={door}", "--include-dashboard=false",
@@ -272,6 +273,7 @@ class Nodes:
 
     def kill_raylet(self, pid: int) -> None:
         """What a machine that loses its power does to its Ray."""
+        self.is_broken = True
         raylet = next(child for child in below(pid) if is_raylet(child))
         kill([raylet, *below(raylet)])
 
@@ -285,19 +287,36 @@ class Nodes:
         kill(list(pids))
         for started in self._started:
             started.wait()
+        self._started, self.is_broken = [], True
 
 
 @pytest.fixture(scope="module")
-def nodes() -> Iterator[Nodes]:
+def clusters() -> Iterator[Callable[[], Nodes]]:
+    """The cluster of this module's tests; another one after a test that has broken it, whichever runs first."""
     before = set(below(os.getpid()))
-    with connection.scratch() as scratch:
-        made = Nodes(scratch)
+    made: list[Nodes] = []
+    with ExitStack() as scratches:
+
+        def whole() -> Nodes:
+            if not made or made[-1].is_broken:
+                if made:
+                    made[-1].end()
+                made.append(Nodes(scratches.enter_context(connection.scratch())))
+            return made[-1]
+
         try:
-            with connection.environment(made.environment):
-                yield made
+            yield whole
         finally:
-            made.end()
+            if made:
+                made[-1].end()
     assert not left(before)
+
+
+@pytest.fixture
+def nodes(clusters: Callable[[], Nodes]) -> Iterator[Nodes]:
+    found = clusters()
+    with connection.environment(found.environment):
+        yield found
 
 
 def at_work(nodes: Nodes) -> set[int]:
@@ -540,7 +559,7 @@ def test_small_nets_share_a_gpu(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_node_that_dies_takes_no_trial_with_it(tmp_path: Path, nodes: Nodes, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its trial goes on elsewhere from the state that had travelled home. It breaks the cluster."""
+    """Its trial goes on elsewhere from the state that had travelled home."""
     monkeypatch.setattr(cluster, "MARK", ".elsewhere")
     gate = tmp_path / "gate"
     midway: set[int] = set()
@@ -572,8 +591,6 @@ def test_a_node_that_dies_takes_no_trial_with_it(tmp_path: Path, nodes: Nodes, m
 
 @pytest.mark.slow
 def test_a_cluster_that_is_gone_is_one_sentence_outside_of_it(tmp_path: Path, nodes: Nodes) -> None:
-    """The last test: nothing is left of the cluster."""
-
     def murderous(event: Event) -> None:
         if isinstance(event, Epoch):
             nodes.end()
@@ -624,6 +641,16 @@ def test_a_door_whose_process_dies_at_birth_is_tried_again(
         assert failures < 4
     assert len(asked) == calls
     assert {words["address"] for words in asked} == {"ray://far:1"}
+
+
+def test_an_address_where_nobody_listens_is_refused_at_once(tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    began = time.monotonic()
+    with pytest.raises(RecipeError, match=f"needs a Ray at {address}, but it cannot be reached"):
+        carry_out(search(1), tmp_path / "run", cluster.run, cluster=Cluster(address=address))
+    assert time.monotonic() - began < 60, "Ray itself would ask for minutes"
 
 
 def test_a_door_that_is_not_there_is_asked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
