@@ -59,7 +59,7 @@ print(peak() - before)
 FORMS = {
     "naive": "layer by layer as trained: pixel-unshuffle, flattened spatial convolution, 1x1, ReLU, norm",
     "simplified": "the rewrites of onenet_bench/models/deploy.py, float32",
-    "int8": "the simplified file quantised statically: QDQ, weights per channel, of 7 bits",
+    "int8": "the simplified file quantised statically: QDQ, weights per channel",
 }
 SMALL = {  # depth 4, a quarter of the width
     "onenet_ed_4, width 16": lambda: zoo.onenet_ed(4, width=16, encoder_kernel=0),
@@ -216,6 +216,7 @@ def markdown(facts: dict[str, Any]) -> str:
         "", "## What int8 loses", "",
         f"Nets of depth 4 and a quarter of the width, trained for {facts['int8_loss'][0]['steps']} steps on the "
         f"synthetic task at 64 x 64, calibrated on {facts['int8_loss'][0]['calibration_images']} training images, "
+        "weights of 7 bits, "
         f"scored on {facts['int8_loss'][0]['images']} test images. One seed.",
         *(["", _origin(facts["int8_loss_made"])] if "int8_loss_made" in facts else []), "",
         "| net | mIoU, float32 | mIoU, int8 | points |", "|---|---:|---:|---:|",
