@@ -1,6 +1,6 @@
 """What the harness itself costs: per trial, beside a bare Optuna loop and a bare Ray Tune run, and per worker.
 
-    python benchmarks/overhead.py                          # the figures in results/: about 22 minutes
+    python benchmarks/overhead.py                          # the figures in results/: about half an hour
     python benchmarks/overhead.py --few --out /tmp/look    # a look, some two minutes
 
 Trials train nothing here: they are proposed, counted, written down and scheduled, and their score is made up. Every
@@ -469,10 +469,10 @@ def plot(facts: dict[str, Any]) -> Any:
     figure = go.Figure()
     for name, contestant in CONTESTANTS.items():
         rows = [row for row in facts["rows"] if row["contestant"] == name]
-        ours = name.startswith(("core", "local", "rest", "ray"))
+        of_this_project = name.startswith(("core", "local", "rest", "ray"))
         figure.add_scatter(
             x=[row["done"] for row in rows], y=[row["ms_per_trial"] for row in rows], name=contestant.title,
-            mode="lines+markers", line={"dash": "solid" if ours else "dot"},
+            mode="lines+markers", line={"dash": "solid" if of_this_project else "dot"},
         )  # fmt: skip
     figure.add_hline(y=20 * SECONDS, line_dash="dash")
     figure.add_annotation(  # which is placed by logarithms
@@ -491,7 +491,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULTS)
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
-    share = 15.0 if arguments.few else 40.0
+    share = 15.0 if arguments.few else 60.0
     before = os.getloadavg()[0]
     rows = list(measure(SIZES[:2] if arguments.few else SIZES, share))
     scaled = scaling(4 if arguments.few else 12)
