@@ -112,7 +112,7 @@ def describe_task(task: Task) -> str:
 
 def describe_recipe(recipe: Recipe) -> str:
     """The training in a line."""
-    length = f"{recipe.steps} steps" if recipe.steps else f"{recipe.epochs} epochs"
+    length = f"{recipe.steps} steps" if recipe.steps else f"{recipe.epochs} epoch{'s' * (recipe.epochs != 1)}"
     augmentation = "no augmentation" if recipe.augmentation == "none" else recipe.augmentation
     return (
         f"{length}, batch {recipe.batch}, {recipe.optimiser}, learning rate {recipe.learning_rate:g} "
