@@ -290,22 +290,26 @@ class FrontierSampler(BaseSampler):
         alike = similarity(found.features[near], np.stack([net.features for net in tried]), found.encoding.groups)
         return int(near[alike.max(axis=1).argmin()])
 
+    def _surrogates(self, found: Candidates, past: Past) -> list[Surrogate]:
+        """A surrogate of each objective that is not known, of its losses between 0 and 1."""
+        unknown = [i for i, o in enumerate(self._objectives) if o.name not in self.known]
+        values = {self._objectives[i].name: past.values[:, i] for i in unknown}
+        losses = Box.around([self._objectives[i] for i in unknown], values).place(values)  # (n, u)
+        told = np.stack([net.features for net in past.told])  # (n, d)
+        pending = np.array([net.features for net in past.pending]).reshape(-1, told.shape[1])  # (p, d)
+        along = [found.encoding.column(name) for name in ALONG if name in self.featured]
+        return [
+            Surrogate(fit(told, found.encoding.groups, loss, along=along), told, found.encoding.groups, loss, pending)
+            for loss in losses.T
+        ]
+
     def _best(self, found: Candidates, past: Past, untried: npt.NDArray[np.bool_]) -> int:
         """The untried candidate of the largest expected gain."""
         unknown = [i for i, o in enumerate(self._objectives) if o.name not in self.known]
         columns = [found.encoding.column(o.name) for o in self._objectives if o.name in self.known]
-        box = Box.around(
-            [self._objectives[i] for i in unknown], {self._objectives[i].name: past.values[:, i] for i in unknown}
-        )
-        losses = box.place({self._objectives[i].name: past.values[:, i] for i in unknown})  # (n, u)
-        told = np.stack([net.features for net in past.told])  # (n, d)
-        pending = np.array([net.features for net in past.pending]).reshape(-1, told.shape[1])  # (p, d)
-        along = [found.encoding.column(name) for name in ALONG if name in self.featured]
-        surrogates = [
-            Surrogate(fit(told, found.encoding.groups, loss, along=along), told, found.encoding.groups, loss, pending)
-            for loss in losses.T
-        ]
-        seen = np.concatenate([told, pending])
+        surrogates = self._surrogates(found, past)
+        tried = past.told + past.pending
+        seen = np.array([net.features for net in tried]).reshape(-1, found.features.shape[1])  # (n + p, d)
         points = np.column_stack([*(s.predict(seen)[0] for s in surrogates), seen[:, columns]])  # (n + p, m)
         reference = np.ones(points.shape[1])
         boxes = cells(points, reference)
