@@ -185,7 +185,7 @@ class Core:
         """
         if self._waiting:
             return self._running[self._waiting.pop(0)]
-        if self._promoting and (trial := self._halving.promotable()) is not None:
+        if self._promoting and (trial := self._halving.promotable(self._paused)) is not None:
             self._ledger.append("promote", {"trial": trial}, sync=False)
             return self._promote(trial)
         while (sampler := self._sampler()) is not None:
@@ -430,7 +430,8 @@ class Core:
             untold.pop(trial, None)
             self._running.pop(trial, None)
         elif kind == "promote":
-            self._promote(trial)
+            if trial in self._paused:  # older versions promoted trials that had not stopped yet, and ended by it
+                self._promote(trial)
         elif kind == "audit":
             self._audited(event)
         elif kind == "tell":

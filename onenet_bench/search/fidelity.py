@@ -16,7 +16,7 @@ Letters: n points, m objectives; all are losses (to be minimised).
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -130,7 +130,7 @@ class Halving:
 
     There is none, and so nobody is stopped, where ``fidelity`` is off; nor is a net of which some cost among the
     objectives is not known. ``first`` is the rung from which on stopping is allowed, None while it is not.
-    ``stopped`` are the trials that wait for their promotion, each with its rung.
+    ``stopped`` are the trials that are told to stop, and then wait for their promotion, each with its rung.
     """
 
     def __init__(self, objectives: Sequence[Objective], recipe: Recipe, fidelity: str) -> None:
@@ -177,11 +177,12 @@ class Halving:
             at.ranked = len(at.losses), found
         return found
 
-    def promotable(self) -> int | None:
-        """The stopped trial that is the first to go on: the best that may leave its rung, of the highest rung."""
+    def promotable(self, waiting: Container[int]) -> int | None:
+        """The stopped trial that is the first to go on: of those ``waiting`` the best that may leave its rung, of the
+        highest rung. One that was just told to stop may not have come to it yet."""
         for rung in sorted(set(self.stopped.values()), reverse=True):
             for trial in self.best(rung):
-                if self.stopped.get(trial) == rung:
+                if self.stopped.get(trial) == rung and trial in waiting:
                     return trial
         return None
 

@@ -232,12 +232,14 @@ def luck(job: Job, epoch: int) -> float:
 
 
 class Workers:
-    """What engines do, without processes: ``count`` trials at once, an epoch in turn, from their ``checkpoints``."""
+    """What engines do, without processes: ``count`` trials at once, an epoch in turn, from their ``checkpoints``.
+    The last word of one that is told to stop comes when it had ``late`` more turns."""
 
     def __init__(
-        self, core: Core, count: int = 1, checkpoints: dict[int, int] | None = None, score: Any = curve
+        self, core: Core, count: int = 1, checkpoints: dict[int, int] | None = None, score: Any = curve, late: int = 0
     ) -> None:
-        self.core, self.count, self.score = core, count, score
+        self.core, self.count, self.score, self.late = core, count, score, late
+        self.stopping: dict[int, int] = {}  # turns that are left to them
         self.checkpoints = checkpoints if checkpoints is not None else {}  # epochs by trial
         self.busy: list[Job] = []
 
@@ -248,14 +250,28 @@ class Workers:
         if not self.busy:
             return False
         job = self.busy.pop(0)
+        if job.trial in self.stopping:
+            self._stop(job)
+            return True
         epoch = self.checkpoints.get(job.trial, 0) + 1
         go_on = epoch > EPOCHS or self.core.report(job.trial, self.progress(job, epoch))
         self.checkpoints[job.trial] = min(epoch, EPOCHS)
         if go_on and epoch < EPOCHS:
             self.busy.append(job)
+        elif not go_on:
+            self.stopping[job.trial] = self.late
+            self._stop(job)
         else:
             self.core.tell(self.record(job, min(epoch, EPOCHS)))
         return True
+
+    def _stop(self, job: Job) -> None:
+        if self.stopping[job.trial]:
+            self.stopping[job.trial] -= 1
+            self.busy.append(job)
+        else:
+            del self.stopping[job.trial]
+            self.core.tell(self.record(job, self.checkpoints[job.trial]))
 
     def progress(self, job: Job, epoch: int) -> dict[str, Any]:
         return {"epoch": epoch, "step": epoch, "loss": 1.0, "seconds": float(epoch), "miou": self.score(job, epoch)}
@@ -332,16 +348,19 @@ def test_cut_at_any_event_a_search_goes_on_as_one_never_interrupted(
 
 
 @pytest.mark.usefixtures("few_audited")
-@pytest.mark.parametrize("seed", range(2))
-def test_with_several_workers_and_kills_every_trial_is_told_once_under_its_number(tmp_path: Path, seed: int) -> None:
+@pytest.mark.parametrize(("seed", "turns", "late"), [(0, 60, 0), (1, 60, 0), (0, 60, 6), (0, 9999, 6), (1, 9999, 6)])
+def test_with_several_workers_and_kills_every_trial_is_told_once_under_its_number(
+    tmp_path: Path, seed: int, turns: int, late: int
+) -> None:
     draws = np.random.default_rng(seed)
     wanted = halving(seed=seed)
     book, core = begin(tmp_path, wanted)
     checkpoints: dict[int, int] = {}
     while True:
-        workers = Workers(core, 4, checkpoints)
-        for _ in range(draws.integers(60)):
-            workers.turn()
+        workers = Workers(core, 4, checkpoints, late=late)
+        for _ in range(draws.integers(turns)):
+            if not workers.turn():
+                break
         if core.ended:
             break
         for job in workers.busy:  # killed; some of them before their last checkpoint

@@ -189,18 +189,19 @@ def test_a_stopped_trial_is_promoted_once_its_rung_has_grown_and_the_highest_run
         if not halving.goes_on(trial, 0):
             halving.stopped[trial] = 0
     assert halving.stopped == {1: 0, 2: 0}
-    assert halving.promotable() is None
+    assert halving.promotable(halving.stopped) is None
     halving.enter(3, costs(10, 10))
     halving.reach(3, {"epoch": 1, "miou": 0.6})
     halving.stopped[3] = 0
-    assert halving.promotable() == 1  # two of four
+    assert halving.promotable(halving.stopped) == 1  # two of four
     for trial, score in ((0, 0.9), (4, 0.8), (5, 0.7), (6, 0.6)):
         halving.enter(trial, costs(10, 10))
         halving.reach(trial, {"epoch": 3, "miou": score})
         halving.stopped |= {trial: 1} if trial else {}
-    assert halving.promotable() == 4
+    assert halving.promotable(halving.stopped) == 4
+    assert halving.promotable({1}) == 1  # the others have not come to stop yet
     halving.ended(4, failed=True)  # then there are three of them, and it is too early again
-    assert halving.promotable() == 1
+    assert halving.promotable(halving.stopped) == 1
 
 
 def test_who_has_failed_is_no_measure_of_others() -> None:
@@ -333,7 +334,7 @@ def replay(table: tuple[Any, Any, Any], seed: int, fidelity: str, workers: int, 
     for _ in range(epochs):
         now, trial = heapq.heappop(clock)
         if trial is None:
-            trial = halving.promotable()
+            trial = halving.promotable(halving.stopped)
             if trial is None:
                 trial = next(new)
                 halving.enter(trial, costs(parameters[trial], macs[trial]))
