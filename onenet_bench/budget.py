@@ -42,15 +42,16 @@ class Budget:
             raise BudgetError(f"a ceiling is a finite number, but that on {self.cost} is {self.limit}; lower it")
 
     @classmethod
-    def parse(cls, text: str) -> Budget:
-        """Read ``COST <= NUMBER``. Raises BudgetError."""
-        match = _FORM.fullmatch(text)
+    def parse(cls, text: Any) -> Budget:
+        """Read ``COST <= NUMBER``. Raises BudgetError, for what is no text too."""
+        match = _FORM.fullmatch(text) if isinstance(text, str) else None
         if match is None:
             raise BudgetError(f"a budget reads COST <= NUMBER, such as 'parameters <= 2e6', but got {text!r}")
         return cls(cost=match["cost"], limit=float(match["limit"]) * _SUFFIX[match["suffix"]])
 
     def __str__(self) -> str:
-        return f"{self.cost} <= {self.limit:g}"
+        short = f"{self.limit:g}"
+        return f"{self.cost} <= {short if float(short) == self.limit else repr(self.limit)}"
 
 
 def excess(costs: Costs, budgets: Sequence[Budget]) -> str:
@@ -59,7 +60,8 @@ def excess(costs: Costs, budgets: Sequence[Budget]) -> str:
     for budget in budgets:
         value = getattr(costs, budget.cost)
         if value is not None and value > budget.limit:
-            over.append(f"{budget.cost} is {value:,.6g}, over {budget.limit:,.6g}")
+            numbers = [f"{n:,.0f}" if n == int(n) else f"{n:,.6g}" for n in (value, budget.limit)]
+            over.append(f"{budget.cost} is {numbers[0]}, over {numbers[1]}")
     return "; ".join(over)
 
 

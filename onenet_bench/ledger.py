@@ -15,8 +15,8 @@ tell       a trial's Record; it has ended
 end        why the run ended
 =========  ===============================================================================================
 
-A told trial is on the disk before anything else happens: every append is one write, and all but ask, report and the
-rejections are followed by an fsync. A last line that a crash has torn is dropped on the next opening.
+A told trial is on the disk before anything else happens: every append is one write, and all but ask, report,
+promote and the rejections are followed by an fsync. A last line that a crash has torn is dropped on the next opening.
 """
 
 from __future__ import annotations
@@ -38,6 +38,15 @@ FILE = "ledger.jsonl"
 FINAL = "final"
 """Folder in a run's in which its final trainings are: a run of their own, with a ledger of its own."""
 EVENTS = ("run", "resume", "ask", "report", "pause", "promote", "retry", "audit", "tell", "end")
+
+
+def has_begun(run: Path) -> bool:
+    """Whether the folder ``run`` holds a ledger with a whole line. What died while it wrote its first had not."""
+    try:
+        with open(run / FILE, "rb") as file:
+            return file.readline().endswith(b"\n")
+    except FileNotFoundError:
+        return False
 
 
 def read(run: Path) -> list[dict[str, Any]]:
@@ -129,9 +138,9 @@ class Ledger:
         try:
             if create:
                 run.mkdir(parents=True, exist_ok=True)
-                if path.exists():
+                if has_begun(run):
                     raise LedgerError(f"{run} already holds a run; use --resume {run} or another name")
-            flags = os.O_RDWR | os.O_APPEND | (os.O_CREAT | os.O_EXCL if create else 0)
+            flags = os.O_RDWR | os.O_APPEND | (os.O_CREAT if create else 0)
             self._file = os.open(path, flags, 0o644)
         except OSError as error:
             raise LedgerError(f"the run's folder must be writable, but {path} is not ({error.strerror})") from error

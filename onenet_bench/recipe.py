@@ -30,6 +30,10 @@ KEEPS = {
 }
 
 
+_KINDS: dict[type, tuple[type, ...]] = {int: (int,), float: (int, float), str: (str,)}
+_NOUNS = {int: "a whole number", float: "a number", str: "a text"}
+
+
 def _one_of(what: str, value: str, values: Iterable[str]) -> None:
     if value not in values:
         raise RecipeError(known(what, value, values))
@@ -61,6 +65,10 @@ class Recipe:
     keep: str = "last"
 
     def __post_init__(self) -> None:
+        for f in fields(self):
+            value, kinds = getattr(self, f.name), _KINDS[type(f.default)]
+            if not isinstance(value, kinds) or isinstance(value, bool):
+                raise RecipeError(f"{f.name} of a recipe is {_NOUNS[type(f.default)]}, but got {value!r}")
         _one_of("optimiser", self.optimiser, OPTIMISERS)
         _one_of("schedule", self.schedule, SCHEDULES)
         _one_of("precision", self.precision, PRECISIONS)

@@ -103,10 +103,8 @@ def screen(
     space: SearchSpace, resolution: int, *, classes: int, in_channels: int = 3, most: int = MOST, seed: int = 0
 ) -> Screening:
     """The costs of all combinations of ``space`` for images of ``resolution`` pixels, or of ``most`` drawn at random
-    (with replacement, by ``seed``) where there are more. Raises SpaceError for a space that says no depth or width.
+    (with replacement, by ``seed``) where there are more.
     """
-    if missing := sorted({"depth", "width"} - set(space.net)):
-        raise SpaceError(f"[net] of a space says depth and width, but that of {space.name} says no {missing[0]}")
     sizes = [len(options) for options in space.choices.values()]
     sampled = space.size > most
     number = most if sampled else space.size
@@ -206,7 +204,7 @@ class _Part:
             options, at = list(self.space.choices[value[1:]]), self.chosen[self.places[value[1:]]]
         for option, depth in enumerate(options):
             rows = np.flatnonzero(at == option)
-            if len(rows) and depth >= 1:
+            if len(rows) and isinstance(depth, int) and depth >= 1:
                 yield depth, rows
 
     def _feeds(self, argument: str, *levels: int) -> set[str]:

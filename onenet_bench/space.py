@@ -54,8 +54,12 @@ def compose(
     in the paper. Raises SpecError for nets that cannot exist.
     """
     for name, value in (("depth", depth), ("width", width), ("growth", growth), ("max_channels", max_channels)):
-        if not isinstance(value, int | float):
+        if not isinstance(value, int | float) or not math.isfinite(value):
             raise SpecError(f"{name} must be a number, but got {value!r}")
+    if not isinstance(depth, int):
+        raise SpecError(f"depth must be a whole number, but got {depth!r}")
+    if growth > 100:
+        raise SpecError(f"a level is at most 100 times as wide as the one before, but got growth={growth:g}")
     if depth < 1:
         raise SpecError(f"a U-Net has at least one level, but got depth={depth}")
 
@@ -112,6 +116,11 @@ class SearchSpace:
             raise SpaceError(f"{self.name}: {known('argument in [net]', unknown[0], _ARGUMENTS)}")
         if unknown := sorted(set(self.task) - set(_TASK_FIELDS)):
             raise SpaceError(f"{self.name}: {known('field in [task]', unknown[0], _TASK_FIELDS)}")
+        if missing := sorted({"depth", "width"} - set(self.net)):
+            raise SpaceError(f"[net] says how deep and how wide nets are, but {self.name} lacks {missing[0]!r}; add it")
+        for name, value in self.task.items():
+            if type(value) is not int:
+                raise SpaceError(f"{name} in [task] is a whole number, but {self.name} has {value!r}")
         used = {v.removeprefix("$") for v in _leaves(self.net) if isinstance(v, str) and v.startswith("$")}
         if missing := sorted(used ^ set(self.choices)):
             raise SpaceError(

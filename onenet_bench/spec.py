@@ -60,6 +60,20 @@ def _positive(what: str, value: int) -> None:
         raise SpecError(f"{what} must be a whole number of at least 1, but got {value!r}")
 
 
+_TYPES: dict[Any, tuple[tuple[type, ...], str]] = {
+    "int": ((int,), "a whole number"), "int | None": ((int, type(None)), "a whole number"), "str": ((str,), "a text"),
+    "bool": ((bool,), "true or false"),
+}  # fmt: skip
+
+
+def _check_types(what: str, value: Any) -> None:
+    """Raise SpecError where a plain field of ``value`` is of another type than it says."""
+    for f in fields(value):
+        kinds, noun = _TYPES.get(f.type, ((object,), ""))
+        if type(found := getattr(value, f.name)) not in kinds and noun:
+            raise SpecError(f"{f.name} of a {what} is {noun}, but got {found!r}")
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StemSpec:
     """The layers at full resolution: ``repeat`` convolutions to ``channels``."""
@@ -69,6 +83,7 @@ class StemSpec:
     repeat: int = 3
 
     def __post_init__(self) -> None:
+        _check_types("stem", self)
         if self.kind not in STEM_KINDS:
             raise SpecError(known("stem kind", self.kind, STEM_KINDS))
         _positive("the stem's channels", self.channels)
@@ -103,6 +118,7 @@ class StageSpec:
     plain: bool = False
 
     def __post_init__(self) -> None:
+        _check_types("level", self)
         if self.kind not in BLOCK_KINDS:
             raise SpecError(known("block kind", self.kind, BLOCK_KINDS))
         facts = BLOCK_KINDS[self.kind]
@@ -162,6 +178,7 @@ class NetSpec:
     """Outputs of an ImageNet classifier that is carried along and never run (0 = none)."""
 
     def __post_init__(self) -> None:
+        _check_types("net", self)
         _positive("the input channels", self.in_channels)
         _positive("the classes", self.classes)
         if self.heads not in HEADS:
@@ -235,6 +252,9 @@ class NetSpec:
 
         Raises SpecError for missing or unknown fields, and for nets that cannot exist.
         """
+        for side in ("encoder", "decoder"):
+            if not isinstance(values.get(side, ()), list | tuple):
+                raise SpecError(f"{side} of a net is a list of levels, but got {values[side]!r}")
         made: NetSpec = _make(cls, "net", {
             **values,
             "stem": _make(StemSpec, "stem", values.get("stem", {})),

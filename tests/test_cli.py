@@ -64,6 +64,10 @@ WRONG = {
     "no run": (["report", "latest"], "there is no run in results/runs yet"),
     "unknown run": (["front", "nothing"], "'nothing' is none; runs in results/runs: none yet"),
     "resume nothing": (["sweep", "--resume", "nothing"], "a run is named by its folder"),
+    "resume otherwise": (
+        ["sweep", "--resume", "nothing", "--fidelity", "off"],
+        "stays what it was, but got 'fidelity' too",
+    ),
     "precision": (["train", "unet_4", "--precision", "int4"], "unknown precision 'int4'; known: bf16, float32"),
     "train resolution": (["train", "unet_4", "--resolution", "40"], "multiple of 16.*but got 40"),
 }

@@ -77,14 +77,16 @@ def test_a_checkpoint_becomes_files_with_cards(checkpoint: Path, tmp_path: Path)
     assert scored["after"]["ce"] != scored["before"]["ce"]
 
 
-def test_a_file_that_differs_is_not_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("logit", [9.0, float("nan")])
+def test_a_file_that_differs_is_not_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, logit: float) -> None:
     monkeypatch.setitem(
         deployment.FORMATS, "onnx",
         deployment.Format(suffix=".onnx", write=lambda _net, path, _shape: path.write_bytes(b""),
-                          read=lambda _: lambda image: torch.full((len(image), 4, *image.shape[2:]), 9.0)),
+                          read=lambda _: lambda image: torch.full((len(image), 4, *image.shape[2:]), logit)),
     )  # fmt: skip
     out = tmp_path / "out"
     out.mkdir()
+    (out / "onenet_e_4.onnx.json").write_text("{}")  # of an earlier export
     done = CliRunner().invoke(app, ["export", "onenet_e_4", "--resolution", "16", "--out", str(out)])
     assert done.exit_code == 1
     assert "logits must not differ by more than" in done.output

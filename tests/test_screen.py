@@ -279,8 +279,9 @@ def test_a_frame_has_choices_and_costs() -> None:
 def test_what_cannot_be_screened_is_refused() -> None:
     with pytest.raises(SpaceError, match=r"a screening knows parameters, .*asks for latency_ms; leave it out"):
         screened("depth_scale").fits([Budget.parse("latency_ms <= 3")])
-    with pytest.raises(SpaceError, match="says depth and width, but that of flat says no depth"):
-        screen(SearchSpace(name="flat", choices={"w": (1, 2)}, net={"width": "$w"}), 8, classes=2)
+    for depth in (2.5, 2.0, 0):
+        odd = SearchSpace(name="odd", choices={"w": (4, 8)}, net={"width": "$w", "depth": depth})
+        assert not screen(odd, 8, classes=2).possible.any()
 
 
 # The command -------------------------------------------------------------------------------------------------

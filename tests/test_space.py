@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +86,15 @@ REFUSED = {
     "no objectives": ({"objectives": []}, "needs 'objectives', but tiny has none"),
     "budget": ({"budget": ["parameters < 5"]}, "COST <= NUMBER"),
     "budget's cost": ({"budget": ["weight <= 5"]}, "unknown cost 'weight'; known: .*macs"),
+    "budget's type": ({"budget": [5]}, "COST <= NUMBER.* but got 5"),
+    "recipe's type": ({"recipe": {"epochs": "12"}}, "epochs of a recipe is a whole number, but got '12'"),
+    "rate's type": ({"recipe": {"learning_rate": "x"}}, "learning_rate of a recipe is a number, but got 'x'"),
+    "text's type": ({"recipe": {"augmentation": 3}}, "augmentation of a recipe is a text, but got 3"),
+    "task's type": ({"task": {"resolution": "64"}}, r"resolution in \[task\] is a whole number, but tiny has '64'"),
+    "no depth": (
+        {"net": {"width": "$width", "encoder": "$kind"}},
+        "how deep and how wide nets are, but tiny lacks 'depth'",
+    ),
     "table": ({"net": 3}, r"\[net\] of a space is a table, but got 3"),
 }
 
@@ -100,6 +110,12 @@ def test_spaces_that_cannot_be_are_refused_in_a_sentence(case: str) -> None:
 def test_a_number_that_is_none_is_named(argument: str) -> None:
     with pytest.raises(SpecError, match=f"{argument} must be a number, but got '8'"):
         compose(**{"classes": 2, "depth": 1, "width": 8, argument: "8"})
+
+
+@pytest.mark.parametrize(("argument", "value"), [("depth", 2.0), ("growth", float("inf")), ("growth", 1e300)])
+def test_numbers_that_make_no_net_are_named(argument: str, value: float) -> None:
+    with pytest.raises(SpecError, match="but got"):
+        compose(**{"classes": 2, "depth": 4, "width": 8, argument: value})
 
 
 def test_spaces_are_found_by_name_or_file(tmp_path: Path) -> None:
@@ -126,7 +142,15 @@ def test_other_budgets_are_refused(text: str) -> None:
         Budget.parse(text)
 
 
+@pytest.mark.parametrize("limit", [0, 0.1, 1600000, 2939904, 123456789, 1 / 3, 1.5e-7, 123456789012345678, 1e300])
+def test_a_budget_is_written_down_exactly(limit: float) -> None:
+    budget = Budget(cost="macs", limit=float(limit))
+    assert Budget.parse(str(budget)) == budget
+
+
 def test_an_excess_names_cost_value_and_limit() -> None:
     counted = costs.count(compose(classes=2, depth=1, width=4), 16)
     assert excess(counted, [Budget.parse("parameters <= 1")]) == f"parameters is {counted.parameters:,}, over 1"
+    close = replace(counted, macs=2939905)
+    assert excess(close, [Budget(cost="macs", limit=2939904)]) == "macs is 2,939,905, over 2,939,904"
     assert excess(counted, [Budget.parse("parameters <= 1M"), Budget.parse("latency_ms <= 0")]) == ""

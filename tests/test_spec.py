@@ -59,7 +59,7 @@ REFUSED = {
     "negative kernel": (lambda: StageSpec(channels=8, spatial_kernel=-1), "odd .* got -1; use 1 or 3"),
     "no kernel in 2D": (lambda: StageSpec(kind="conv2d", channels=8, spatial_kernel=0), "at least 1, but got 0"),
     "no channels": (lambda: StageSpec(channels=0), "at least 1, but got 0"),
-    "half a channel": (lambda: StageSpec(channels=2.5), "whole number .* got 2.5"),
+    "half a channel": (lambda: StageSpec(channels=2.5), "whole number.* got 2.5"),
     "scale": (lambda: StageSpec(channels=8, scale=5), r"one of \(2, 3, 4\), but got 5"),
     "kind": (lambda: StageSpec(kind="conv3d", channels=8), "'conv3d'; known: bottleneck2d, conv2d"),
     "plain 1D": (lambda: StageSpec(channels=8, plain=True), "only a conv2d level can be plain"),
@@ -104,6 +104,10 @@ REFUSED = {
     "unknown field": (lambda: NetSpec.from_dict({"clases": 2}), "field of a net 'clases'; known: classes"),
     "missing field": (lambda: NetSpec.from_dict({"stem": {}}), "cannot be made from"),
     "no table": (lambda: NetSpec.from_dict({"classes": 2, "stem": 3}), "a stem is a table of fields, but got 3"),
+    "scale's type": (lambda: StageSpec(channels=4, scale=2.0), "scale of a level is a whole number, but got 2.0"),
+    "kind's type": (lambda: StageSpec(kind=["conv2d"], channels=4), r"kind of a level is a text, but got \['conv2d'\]"),
+    "skip's type": (lambda: StageSpec(channels=4, skip="no"), "skip of a level is true or false, but got 'no'"),
+    "levels": (lambda: NetSpec.from_dict({"classes": 2, "encoder": 5}), "encoder of a net is a list.* but got 5"),
     "zoo": (lambda: zoo.get("unet_9"), "unknown net 'unet_9'; known: "),
 }  # fmt: skip
 

@@ -98,6 +98,13 @@ def read_recipe(
     return replace(base, seed=seed, **{name: value for name, value in said.items() if value is not None})
 
 
+def only_with(context: typer.Context, what: str, *options: str) -> None:
+    """Raise RecipeError where the command line says another option than these: ``what`` has its own."""
+    said = {name for name in context.params if str(context.get_parameter_source(name)).endswith("COMMANDLINE")}
+    if other := sorted(said - set(options)):
+        raise RecipeError(f"{what} stays what it was, but got {other[0].replace('_', '-')!r} too; leave it out")
+
+
 def check_device(device: str) -> None:
     """Raise RecipeError unless nets can be trained on ``device``. Loads torch only where it is not the CPU."""
     if not re.fullmatch(r"cpu|cuda(:\d+)?", device):

@@ -30,6 +30,7 @@ from onenet_bench.cli.options import (
     check_device,
     command_line,
     fresh,
+    only_with,
     print_json,
     print_table,
     read_recipe,
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
 
 @app.command()
 def sweep(
+    context: typer.Context,
     space: Annotated[str, typer.Option(help="A search space by name, or the path of its TOML file.")] = "depth_scale",
     data: Data = "synthetic",
     trials: Annotated[int | None, typer.Option(min=1, help="Candidates to train (20 where nothing is said).")] = None,
@@ -98,6 +100,10 @@ def sweep(
     )  # fmt: skip
     carry_out, memory_mib = orders.make(), orders.memory_mib()
     if resume is not None:
+        only_with(
+            context, "a resumed search", "resume", "trials", "final", "json_", "engine", "workers", "threads", "device",
+            "compiled", "trial_limit", "address", "cpus_per_trial", "gpus_per_trial",
+        )  # fmt: skip
         run = sweeps.find(resume, RUNS)
         core = sweeps.resume(run, carry_out, trials=trials, memory_mib=memory_mib, final=final)
     else:

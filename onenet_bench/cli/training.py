@@ -32,6 +32,7 @@ from onenet_bench.cli.options import (
     check_device,
     command_line,
     fresh,
+    only_with,
     print_json,
     print_table,
     read_integers,
@@ -89,11 +90,7 @@ def train(
     check_device(device)
     pretrained = started_from = None
     if resume is not None:
-        said = {name for name in context.params if str(context.get_parameter_source(name)).endswith("COMMANDLINE")}
-        if other := sorted(said - {"resume", "device", "threads", "compiled", "log", "json_"}):
-            raise RecipeError(
-                f"a resumed training stays what it was, but got {other[0].replace('_', '-')!r} too; leave it out"
-            )
+        only_with(context, "a resumed training", "resume", "device", "threads", "compiled", "log", "json_")
         asked = training.read_asked(resume)
         chosen, task = Recipe.from_dict(asked["recipe"]), Task.from_dict(asked["task"])
         spec, started_from = NetSpec.from_dict(asked["spec"]), asked.get("weights")

@@ -18,11 +18,6 @@ from onenet_bench.errors import DataError, known
 PAPER_CLASSES = {"voc": 21, "pets-full": 38, "pets-small": 3, "msd-heart": 4, "msd-brain": 4, "msd-lung": 2}
 """How many outputs the paper's configuration has for each kind of data."""
 
-KNOBS = {
-    "paper-classes": "as many outputs as the paper's configuration",
-    "foreground-slices": "train on the slices with an object only; of volumes",
-}
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Place:

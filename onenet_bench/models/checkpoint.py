@@ -22,8 +22,11 @@ def save_checkpoint(net: UNet, path: Path, facts: Mapping[str, Any]) -> None:
     state = {name: value.detach().cpu().contiguous() for name, value in net.state_dict().items()}
     header = {"spec": json.dumps(net.spec.to_dict()), "facts": json.dumps(dict(facts))}
     half_written = path.with_name(f".{path.name}.{os.getpid()}")
-    save_file(state, half_written, metadata=header)
-    os.replace(half_written, path)
+    try:
+        save_file(state, half_written, metadata=header)
+        os.replace(half_written, path)
+    finally:
+        half_written.unlink(missing_ok=True)
 
 
 def load_checkpoint(path: Path) -> tuple[UNet, dict[str, Any]]:

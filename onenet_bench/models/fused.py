@@ -93,7 +93,7 @@ def norm_of(layer: nn.BatchNorm2d, rows: Tensor) -> Norm:
     if layer.training:
         n = len(rows)
         if n < 2:
-            raise ValueError(f"a batch norm in training needs at least 2 values per channel, but got {n}; add images")
+            raise RuntimeError(f"a batch norm in training needs at least 2 values per channel, but got {n}; add images")
         with torch.no_grad():
             running, mean, variance = (mean, variance), *statistics(rows.detach())
             assert layer.momentum is not None

@@ -12,7 +12,7 @@ from onenet_bench.budget import Budget
 from onenet_bench.recipe import Recipe
 from onenet_bench.record import COSTS, SCORES, Record, Status
 from onenet_bench.report import details, figures, finals, tables
-from onenet_bench.report.tables import MISSING, NUMBERS, Run, Scale, number, plain, show
+from onenet_bench.report.tables import MISSING, NUMBERS, Run, Scale, lower, number, plain, show
 from onenet_bench.task import Task
 
 GALLERY = 6
@@ -88,9 +88,9 @@ def _asked(run: Run) -> list[tuple[str, str]]:
     """What was asked, by name."""
     space = run.head["space"]
     named = ": ".join(str(space[key]) for key in ("name", "summary") if space.get(key))
-    aims = [f"{_lower(NUMBERS[o.name].title)} as {'high' if o.maximise else 'low'} as possible" for o in run.objectives]
+    aims = [f"{lower(NUMBERS[o.name].title)} as {'high' if o.maximise else 'low'} as possible" for o in run.objectives]
     budgets = [Budget.parse(text) for text in run.head.get("budget") or ()]
-    limits = [f"{_lower(COSTS[budget.cost].title)} at most {show(budget.cost, budget.limit)}" for budget in budgets]
+    limits = [f"{lower(COSTS[budget.cost].title)} at most {show(budget.cost, budget.limit)}" for budget in budgets]
     return [
         ("Search space", named or "not named"),
         ("Data", describe_task(run.task)),
@@ -156,7 +156,7 @@ def _leaders(run: Run, front: list[int], knee: int | None) -> list[dict[str, Any
     for trial, role in (
         (best, f"best {SCORES[score.name].title}"),
         (knee, "knee"),
-        (smallest, f"least {_lower(COSTS[cost.name].title)}"),
+        (smallest, f"least {lower(COSTS[cost.name].title)}"),
     ):
         if trial is not None:
             roles.setdefault(trial, []).append(role)
@@ -203,11 +203,6 @@ def _beside(name: str, value: float | None, reference: float | None) -> str:
         return f"{value - reference:+.3f}".replace("-", "−")
     share = 100 * value / reference
     return f"{share:.0f} %" if share >= 10 else f"{share:.1f} %"
-
-
-def _lower(title: str) -> str:
-    """``title`` within a sentence; abbreviations keep their capitals."""
-    return title if title[1:2].isupper() else title[:1].lower() + title[1:]
 
 
 def _label(record: Record) -> str:

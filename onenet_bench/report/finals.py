@@ -138,8 +138,13 @@ def final_facts(run: Run) -> FinalFacts | None:
 def _probabilities(
     objectives: Sequence[pareto.Objective], complete: Sequence[Sequence[Record]], field: str
 ) -> list[float | None]:
-    """Of each net, to be on the front; None for all where no net has two seeds, and for a net that has none."""
-    at = [i for i, records in enumerate(complete) if records]
+    """Of each net, to be on the front; None for all where no net has two seeds, and for a net that has none, or of
+    which a score or a cost is not known."""
+
+    def is_known(o: pareto.Objective, record: Record) -> bool:
+        return o.name in getattr(record, field) if o.is_score else getattr(record.costs, o.name) is not None
+
+    at = [i for i, rows in enumerate(complete) if rows and all(is_known(o, r) for o in objectives for r in rows)]
     freedom = sum(len(complete[i]) - 1 for i in at)
     if not freedom:
         return [None] * len(complete)

@@ -18,7 +18,7 @@ from onenet_bench.record import COSTS
 from onenet_bench.report import survey, words
 from onenet_bench.report.figures import AXIS, DOMINATED, FRONT, KNEE, LOOKS, cost_axis, spread
 from onenet_bench.report.survey import Histogram, Pair, ScreeningFacts, StaticFront, title
-from onenet_bench.report.tables import NBSP, show
+from onenet_bench.report.tables import NBSP, plain, show
 from onenet_bench.report.whole import write_whole
 
 LEAST, LARGEST = "#1b9e77", "#e7b416"
@@ -151,7 +151,7 @@ def _hover(facts: ScreeningFacts, front: StaticFront, place: int) -> str:
         lines.append(f"and {front.alike[place] - 1:,} more with the same two costs")
     shown = [f"{COSTS[name].title}: {show(name, net.costs[name])}" for name in survey.COMPARED]
     lines += shown + ([] if net.fits else ["over the budget"])
-    choices = [html.escape(f"{name} {survey.plain(value)}") for name, value in net.choices.items()]
+    choices = [html.escape(f"{name} {plain(value)}") for name, value in net.choices.items()]
     lines += ["   ".join(choices[i : i + 3]) for i in range(0, len(choices), 3)]
     return "<br>".join(lines)
 

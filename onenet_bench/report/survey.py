@@ -9,7 +9,6 @@ stand-ins for what a net can learn.
 from __future__ import annotations
 
 import itertools
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -28,7 +27,7 @@ from onenet_bench.errors import SpaceError, SpecError
 from onenet_bench.pareto import non_dominated
 from onenet_bench.record import COSTS
 from onenet_bench.report.figures import log_ticks, spread
-from onenet_bench.report.tables import NBSP, show
+from onenet_bench.report.tables import NBSP, lower, plain, show
 from onenet_bench.screen import SCREENED, Screening
 
 COMPARED = ("parameters", "macs", "activation_bytes", "peak_inference_mib")
@@ -413,9 +412,8 @@ def _whole(value: float) -> float:
 
 
 def title(name: str) -> str:
-    """A cost within a sentence; abbreviations keep their capitals."""
-    title = COSTS[name].title
-    return title if title[1:2].isupper() else title[:1].lower() + title[1:]
+    """A cost within a sentence."""
+    return lower(COSTS[name].title)
 
 
 def percent(share: float | None) -> str:
@@ -426,11 +424,6 @@ def percent(share: float | None) -> str:
         return f"under 0.1{NBSP}%"
     shown = f"{100 * share:.0f}" if share >= 0.0995 or share == 0 else f"{100 * share:.1f}"
     return f"over 99{NBSP}%" if shown == "100" and share < 1 else f"{shown}{NBSP}%"
-
-
-def plain(value: Any) -> str:
-    """An option for people."""
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def how_counted(facts: ScreeningFacts) -> str:

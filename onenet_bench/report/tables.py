@@ -148,6 +148,11 @@ def plain(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
+def lower(title: str) -> str:
+    """``title`` within a sentence; abbreviations keep their capitals."""
+    return title if title[1:2].isupper() else title[:1].lower() + title[1:]
+
+
 # Numbers for people ----------------------------------------------------------------------------------------
 
 _PREFIXES = ("", "k", "M", "G", "T", "P")

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from onenet_bench import costs
 from onenet_bench.budget import excess
-from onenet_bench.errors import RecipeError, SpecError
+from onenet_bench.errors import MeasureError, RecipeError, SpecError
+from onenet_bench.measure.latency import latency_ms
 from onenet_bench.search.core import Search
 from onenet_bench.space import compose
 from onenet_bench.spec import NetSpec
@@ -39,7 +42,7 @@ def baselines(search: Search) -> tuple[Baseline, ...]:
     """
     found = []
     for family, arguments in FAMILIES.items():
-        widest = next((width for width in range(WIDEST, 0, -1) if _fits(search, arguments, width)), 0)
+        widest = bisect_left(range(1, WIDEST + 1), True, key=lambda width: not _fits(search, arguments, width))
         found += [
             Baseline(f"{family}, width {width}", net)
             for width in dict.fromkeys((widest, widest // 2))
@@ -51,6 +54,8 @@ def baselines(search: Search) -> tuple[Baseline, ...]:
 def _net(search: Search, arguments: Mapping[str, Any], width: int) -> NetSpec | None:
     """The net that takes the task's images, with as many levels as it can have."""
     kept = {name: value for name, value in search.space.net.items() if name == "output_stride" and value in (1, 2)}
+    if search.recipe.deep_supervision:
+        kept["heads"] = "all"
     for depth in range(DEPTH, 0, -1):
         if search.task.resolution % 2**depth == 0:
             return compose(
@@ -68,4 +73,11 @@ def _fits(search: Search, arguments: Mapping[str, Any], width: int) -> bool:
         counted = costs.count_training(net, search.task.resolution, search.recipe)
     except (SpecError, RecipeError):  # a level of a single pixel cannot be mirrored, one head not be supervised deeply
         return False
+    if excess(counted, search.budget):
+        return False
+    if search.latency is not None and any(budget.cost == "latency_ms" for budget in search.budget):
+        try:
+            counted = replace(counted, latency_ms=latency_ms(net, search.latency))
+        except MeasureError:
+            return False
     return not excess(counted, search.budget)

@@ -34,6 +34,9 @@ COMBINATIONS = 1 << 18
 SCREENED_ANEW = 50
 """… and after how many trials they are drawn anew."""
 
+REDRAWN = 4
+"""So often they are drawn before there is said to be no net left."""
+
 WHOLE = 1 << 17
 """So many nets are looked at for every proposal. Of more …"""
 
@@ -217,19 +220,31 @@ class _Numbered:
 
 def candidates(
     question: Question, budget: tuple[Budget, ...], featured: tuple[str, ...], *,
-    canonical: bool, seed: int, number: int,
+    canonical: bool, seed: int, number: int, further: int = 0,
 ) -> Candidates:  # fmt: skip
     """The nets that trial ``number`` chooses from, ``featured`` the costs and traits among their features.
 
     Where not ``canonical``, combinations that make the same net are candidates each. Made once per process, or by the
-    ``seed`` and every now and then where there are too many for all.
+    ``seed`` and every now and then where there are too many for all; ``further`` draws a space anew that is.
     """
     asked = (question, budget, canonical)
     scaled_by = combinations = 0
-    if _space(question[0]).size > MOST:  # costs are scaled by the first draw
-        scaled_by, combinations = _draw(seed, 0), _draw(seed, number // SCREENED_ANEW)
+    if is_drawn(question):
+        scaled_by, combinations = _scaled_by(*asked, seed), _draw(seed, number // SCREENED_ANEW + further)
     nets = _draw(seed, number // DRAWN_ANEW) if len(_fitting(*asked, combinations)[1]) > WHOLE else 0
     return _candidates(*asked, featured, scaled_by, combinations, nets)
+
+
+def is_drawn(question: Question) -> bool:
+    """Whether the space is too large to be enumerated."""
+    return _space(question[0]).size > MOST
+
+
+@lru_cache(maxsize=2)
+def _scaled_by(question: Question, budget: tuple[Budget, ...], canonical: bool, seed: int) -> int:
+    """The draw by which costs are scaled: the first one that has a net."""
+    draws = [_draw(seed, number) for number in range(REDRAWN)]
+    return next((draw for draw in draws if len(_fitting(question, budget, canonical, draw)[1])), draws[0])
 
 
 def _draw(seed: int, number: int) -> int:

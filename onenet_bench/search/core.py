@@ -93,6 +93,8 @@ class Search:
         samplers.check(self.sampler)
         fidelity.check(self.fidelity)
         named = {o.name for o in self.objectives} | {b.cost for b in self.budget}
+        if "supervision_macs" in named and not self.recipe.deep_supervision:
+            raise RecipeError("supervision_macs are those of deep supervision, but the recipe has none; set it above 0")
         if self.latency is None and "latency_ms" in named:
             object.__setattr__(self, "latency", Conditions(resolution=self.task.resolution))
 
@@ -208,12 +210,12 @@ class Core:
     def _sampler(self) -> BaseSampler | None:
         """What proposes the next candidate; None where there is to be none, and ``_spent`` says why."""
         search, number = self._sought, self._proposed
-        sampler = samplers.make(search.sampler, search, number)
-        if self._spent:
-            pass
-        elif len(self._seen) >= search.trials:
+        if not self._spent and len(self._seen) >= search.trials:
             self._spent = f"{search.trials} candidates were trained"
-        elif isinstance(sampler, samplers.Exhaustive):
+        if self._spent:
+            return None
+        sampler = samplers.make(search.sampler, search, number)
+        if isinstance(sampler, samplers.Exhaustive):
             self._spent = sampler.ended(self._study, number)
         elif self._idle >= MOST_REJECTIONS:
             self._spent = f"{MOST_REJECTIONS} proposals in a row could not be trained: the space seems exhausted"

@@ -14,6 +14,7 @@ from rich.text import Text
 
 from onenet_bench import ledger, pareto
 from onenet_bench.record import Record, Status
+from onenet_bench.report.tables import show
 from onenet_bench.search.core import Core
 from onenet_bench.search.final import Final
 from onenet_bench.search.trial import Ended, Epoch, Event, Started
@@ -104,8 +105,6 @@ class Display:
         table.add_column("net")
         best = pareto.front(ledger.frame(self._core.records), self._core.search.objectives)
         for _, row in best.head(12).iterrows():
-            values = [
-                f"{row[o.name]:.3f}" if o.is_score else f"{row[o.name]:,.0f}" for o in self._core.search.objectives
-            ]
+            values = [show(o.name, row[o.name]) for o in self._core.search.objectives]
             table.add_row(*values, str(row["label"]))
         return table

@@ -54,7 +54,7 @@ def train(core: Core, run: Path, *, seeds: int, carry_out: Callable[[Final, Path
     folder = run / ledger.FINAL
     nets, chosen = contestants(core), [core.search.recipe.seed + 1 + i for i in range(seeds)]
     asked = {"contestants": nets, "seeds": chosen}
-    new = not (folder / ledger.FILE).exists()
+    new = not ledger.has_begun(folder)
     with Ledger(folder, create=new) as book:
         events = [] if new else ledger.read(folder)
         total = len(nets) * seeds

@@ -34,7 +34,7 @@ from onenet_bench.pareto import Box, Objective
 from onenet_bench.recipe import Recipe
 from onenet_bench.record import Record, Status
 from onenet_bench.screen import SCREENED
-from onenet_bench.search.candidates import Candidates, Groups, Net, candidates
+from onenet_bench.search.candidates import COMBINATIONS, REDRAWN, Candidates, Groups, Net, candidates, is_drawn
 from onenet_bench.search.gain import cells, expected_gain
 from onenet_bench.search.parameters import distributions
 from onenet_bench.search.surrogate import Floats, Ints, Surrogate, fit, similarity
@@ -122,7 +122,7 @@ class FrontierSampler(BaseSampler):
         self._recipe = recipe
         self._earlier = tuple(earlier)
         self._places: dict[str, dict[Any, int]] = {  # of the values of Optuna's parameters
-            name: {value: at for at, value in enumerate(range(len(options)) if is_ordered(options) else options)}
+            name: {_key(value): at for at, value in enumerate(range(len(options)) if is_ordered(options) else options)}
             for name, options in space.choices.items()
         }
         self._on_latency = tuple(b for b in limits if b.cost == "latency_ms")
@@ -148,9 +148,8 @@ class FrontierSampler(BaseSampler):
             names = ", ".join(o.name for o in self._objectives)
             raise SpaceError(f"the study must have the directions of {names}, {wanted}; create it with them")
         with _LOCK:
-            found = self._candidates(trial.number)
-            past = self._past(study, found)
-            if reason := self._spent(found, past):
+            found, past, reason = self._present(study, trial.number)
+            if reason:
                 raise SpaceError(f"there must be a net left to propose, but {reason}; allow more, or end the study")
             row = self._propose(found, past, np.random.default_rng([self._seed, trial.number]))
             options = found.options[row].tolist()
@@ -167,12 +166,27 @@ class FrontierSampler(BaseSampler):
         tried = len(self._earlier) + len(study.get_trials(deepcopy=False))
         if tried < len(found) and not (self._on_training or self._predict):
             return ""
-        return self._spent(found, self._past(study, found))
+        return self._present(study, number)[2]
+
+    def _present(self, study: Study, number: int) -> tuple[Candidates, Past, str]:
+        """What trial ``number`` chooses from, what came before it, and why there is nothing left; empty where there
+        is."""
+        for further in range(REDRAWN if is_drawn(self._question) else 1):
+            found = self._candidates(number, further)
+            past = self._past(study, found)
+            if not (reason := self._spent(found, past)):
+                break
+        return found, past, reason
 
     def _spent(self, found: Candidates, past: Past) -> str:
         if any(row not in past.rows and self._fits(found, row) for row in range(len(found))):
             return ""
         within = f" within {' and '.join(map(str, limits))}" if (limits := self._limits) else ""
+        if is_drawn(self._question):
+            return (
+                f"of {REDRAWN * COMBINATIONS:,} combinations that were drawn from {self._space.name} none made a net"
+                f"{within} that had not been tried"
+            )
         if not past.rows:
             return f"{self._space.name} has no net{within}"
         return f"all nets of {self._space.name}{within} were tried"
@@ -183,11 +197,12 @@ class FrontierSampler(BaseSampler):
 
     # What is known ---------------------------------------------------------------------------------------
 
-    def _candidates(self, number: int) -> Candidates:
+    def _candidates(self, number: int, further: int = 0) -> Candidates:
         featured = tuple(dict.fromkeys([*self.featured, *(o.name for o in self._objectives if o.name in self.known)]))
         return candidates(
-            self._question, self._budget, featured, canonical=self.canonical, seed=self._seed, number=number
-        )
+            self._question, self._budget, featured, canonical=self.canonical, seed=self._seed, number=number,
+            further=further,
+        )  # fmt: skip
 
     def _past(self, study: Study, found: Candidates) -> Past:
         trials: list[tuple[TrialState, list[float] | None, Any, Net]] = []  # with what their nets are known by
@@ -219,7 +234,7 @@ class FrontierSampler(BaseSampler):
     def _options(self, trial: FrozenTrial) -> tuple[int, ...] | None:
         """A trial's options; None where it has none yet, or those of another space."""
         try:
-            return tuple([places[trial.params[name]] for name, places in self._places.items()])
+            return tuple([places[_key(trial.params[name])] for name, places in self._places.items()])
         except KeyError:
             proposed = trial.system_attrs.get(PROPOSED)
             return None if proposed is None else tuple(proposed)
@@ -358,6 +373,11 @@ class FrontierSampler(BaseSampler):
         )
         mean, deviation = surrogate.predict(features)
         return np.array([NormalDist().cdf(t) for t in (0.5 - mean) / deviation])
+
+
+def _key(option: Any) -> Any:
+    """By what an option is looked up: a list cannot be itself."""
+    return repr(option) if isinstance(option, list) else option
 
 
 def _descending(bound: Floats, groups: Groups) -> Iterator[tuple[Ints, float]]:

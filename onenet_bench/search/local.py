@@ -55,6 +55,9 @@ RETRIES = 2
 UNKNOWN = 255
 """The exit code of a process whose server was gone before it."""
 
+MOST_WAIT_S = 3600.0
+"""For longer the system does not wait at a time."""
+
 LONGEST = 2**24
 """Bytes of a message; whatever says more is not a trial."""
 
@@ -170,7 +173,7 @@ class _Engine:
         left = min(worker.ends_at for worker in self.busy) - time.monotonic()
         by_line: dict[object, _Worker] = {worker.line: worker for worker in self.busy}
         lines = [worker.line for worker in self.busy]
-        for line in wait(lines, None if left == math.inf else max(0.0, left)):
+        for line in wait(lines, None if left == math.inf else min(max(0.0, left), MOST_WAIT_S)):
             self._hear(by_line[line])
         now = time.monotonic()
         for worker in [worker for worker in self.busy if worker.ends_at <= now]:

@@ -19,13 +19,14 @@ BEYOND = 2.0
 def stalled(records: Sequence[Record], objectives: Sequence[pareto.Objective], window: int) -> str:
     """Why the search may end: the last ``window`` complete candidates hardly moved the front. Empty where they did.
 
-    ``records`` in the order in which they ended. The hypervolume's box is that of all complete candidates, so it is the
-    same before and after; its reference lies beyond the dearest of them, or that one's score would not count.
+    ``records`` in the order in which they ended; those that lack an objective are passed over. The hypervolume's box
+    is that of all complete candidates, so it is the same before and after; its reference lies beyond the dearest of
+    them, or that one's score would not count.
     """
-    complete = [record for record in records if record.status is Status.COMPLETE]
-    if len(complete) < 2 * window:
+    frame = ledger.frame([record for record in records if record.status is Status.COMPLETE])
+    frame = frame.dropna(subset=[o.name for o in objectives])
+    if len(frame) < 2 * window:
         return ""
-    frame = ledger.frame(complete)
     box = pareto.Box.around(objectives, frame)
     worst = [w if o.is_score else w * BEYOND for o, w in zip(objectives, box.worst, strict=True)]
     box = replace(box, worst=tuple(worst))

@@ -45,7 +45,7 @@ CHUNK = 8
 """Observations whose columns are made, and kept, together."""
 
 KEPT = 1 << 26
-"""Kernel entries that are kept at most: 256 MiB."""
+"""Kernel entries that are kept at most of each objective: 256 MiB."""
 
 BASIS, RENEWED = 128, 32
 """Of more observations the posterior is written in so many that say the most, and in those since they were chosen,
@@ -165,6 +165,8 @@ def _negative_log_posterior(theta: Floats, squares: Floats, y: Floats) -> tuple[
     inverse = np.linalg.inv(covariance)
     alpha = inverse @ y
     variance = (float(y @ alpha) + 1) / (n + 1)
+    if variance <= 0:  # rounding: rows that are equal, and hardly any noise
+        return math.inf, np.zeros_like(theta)
     off = theta - np.append(np.full(len(weights), _usual_length(len(weights))), NOISE)
     spread = np.append(np.full(len(weights), SPREAD), NOISE_SPREAD)
     value = (
@@ -253,7 +255,7 @@ class Surrogate:
 
     def predict(self, features: Floats) -> tuple[Floats, Floats]:
         """Mean and standard deviation (q,), without noise, at ``features`` (q, d)."""
-        kernel = matern(squared_distances(features * self._scales, self._points))  # (q, n + p)
+        kernel = matern(squared_distances(features * self._scales, self._points))  # (q, n + p), of a basis (q, m + p)
         left = 1 - np.einsum("ij,ij->i", kernel @ self._inverse, kernel)
         mean = self._mean + features @ self._slopes + self._deviation * (kernel @ self._weights)
         return mean, self._signal * np.sqrt(np.maximum(left, 1e-12))

@@ -33,7 +33,7 @@ import pandas as pd
 
 from onenet_bench import costs
 from onenet_bench.budget import excess
-from onenet_bench.errors import LedgerError, SpaceError, SpecError
+from onenet_bench.errors import LedgerError, RecipeError, SpaceError, SpecError
 from onenet_bench.pareto import losses, non_dominated
 from onenet_bench.recipe import Recipe
 from onenet_bench.record import COSTS, SCORES, Machine, Record, Status, provenance
@@ -72,6 +72,11 @@ class Question:
         if self.recipe.steps:
             raise SpaceError(
                 f"a table's trainings are counted in epochs, but the recipe has {self.recipe.steps} steps; say epochs"
+            )
+        if self.recipe.patience:
+            raise SpaceError(
+                f"a table's trainings are all as long, but the recipe has a patience of {self.recipe.patience}; leave "
+                "it out"
             )
 
     def to_dict(self) -> dict[str, Any]:
@@ -116,7 +121,7 @@ def distinct(question: Question) -> dict[str, Row]:
             if spec.digest() in rows:
                 continue
             counted = costs.count_training(spec, task.resolution, recipe)
-        except SpecError:
+        except (SpecError, RecipeError):  # the latter of one head, which cannot be supervised deeply
             continue
         if not excess(counted, question.space.budget):
             known = {name: value for name, value in counted.to_dict().items() if name in COSTS and value is not None}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import statistics
 from collections.abc import Mapping, Sequence
@@ -109,6 +110,19 @@ def test_the_probability_of_a_place_on_the_front_is_that_of_a_double_loop(run: W
     assert [c.probability for c in facts.contestants] == pytest.approx(expected.tolist(), abs=0.05)
     assert 0.1 < expected.min() < 0.9  # the seeds do leave it open
     assert max(c.probability or 0 for c in facts.contestants) == 1.0  # nobody is cheaper than the cheapest
+
+
+def test_a_net_of_which_a_score_is_not_known_has_no_probability(run: Written) -> None:
+    first, second, third = (f"trial {r.trial}" for r in nets_of(run))
+    write_final(run, {first: (0.70, 0.66), second: (0.69, 0.70), third: (0.64, 0.70)}, baseline=False)
+    path = run.path / "final" / ledger.FILE
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    gone = next(line["record"] for line in lines if line["event"] == "tell")
+    del gone["scores"]["miou"], gone["test_scores"]["miou"]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    facts = final_facts(read_run(run.path))
+    assert facts is not None
+    assert [c.probability is None for c in facts.contestants].count(True) == 1
 
 
 def test_one_seed_says_no_probability_and_a_missing_test_split_leaves_validation(run: Written) -> None:

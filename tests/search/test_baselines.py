@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -11,6 +12,7 @@ from onenet_bench.budget import Budget
 from onenet_bench.recipe import Recipe
 from onenet_bench.search.baselines import FAMILIES, baselines
 from onenet_bench.search.core import Search
+from onenet_bench.spec import NetSpec
 from onenet_bench.task import Task
 
 
@@ -61,3 +63,23 @@ def test_a_resolution_that_halves_only_twice_gives_nets_of_two_levels() -> None:
 
 def test_a_family_that_cannot_keep_the_budget_is_left_out() -> None:
     assert baselines(search("parameters <= 20")) == ()
+
+
+def test_deep_supervision_has_baselines_with_heads_at_every_level() -> None:
+    plain = search("parameters <= 300k")
+    found = baselines(replace(plain, recipe=Recipe(deep_supervision=0.4)))
+    assert len(found) == len(baselines(plain))
+    assert {b.spec.heads for b in found} == {"all"}
+
+
+def test_a_budget_on_latency_is_held_by_running_the_nets(monkeypatch: pytest.MonkeyPatch) -> None:
+    timed = []
+
+    def milliseconds(spec: NetSpec, _: Any) -> float:
+        timed.append(spec)
+        return float(spec.stem.channels)
+
+    monkeypatch.setattr("onenet_bench.search.baselines.latency_ms", milliseconds)
+    found = {b.name for b in baselines(search("latency_ms <= 13"))}
+    assert found == {f"{family}, width {width}" for family in FAMILIES for width in (13, 6)}
+    assert len(timed) <= 7 * len(FAMILIES)  # by halving

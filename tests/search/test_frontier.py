@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import re
 import weakref
 from collections import Counter
 from dataclasses import replace
@@ -107,6 +108,19 @@ def test_any_objectives_and_only_new_nets_within_budget(names: tuple[str, ...]) 
     assert set(found) <= affordable()
 
 
+@pytest.mark.filterwarnings("ignore:Choices for a categorical distribution")
+def test_options_may_be_lists(tmp_path: Path) -> None:
+    kinds = [["conv2d", "onenet1d"], ["onenet1d", "onenet1d"], ["onenet1d", "conv2d"]]
+    lists = SearchSpace.from_dict(
+        {**SPACE.to_dict(), "choices": {"kinds": kinds, "width": [2, 4]}, "budget": [],
+         "net": {"depth": 2, "width": "$width", "encoder": "$kinds"}}
+    )  # fmt: skip
+    book, core = begin(tmp_path, replace(searched(100), space=lists, budget=()))
+    carry_out(core)
+    book.close()
+    assert Counter(r.status for r in core.records) == {Status.COMPLETE: 6}
+
+
 def test_a_study_whose_nets_have_all_been_tried_is_told_so() -> None:
     study = study_of()
     assert set(tell_all(study, THREE, len(affordable()))) == affordable()
@@ -177,8 +191,7 @@ def test_a_space_too_large_is_sampled_anew_every_now_and_then(
 ) -> None:
     for name, value in limits.items():
         monkeypatch.setattr(candidates, name, value)
-    for made in (candidates._fitting, candidates._encoding, candidates._candidates):
-        made.cache_clear()
+    forget()
     study = study_of()
     found = tell_all(study, THREE, 24)
     assert len(set(found)) == 24
@@ -195,6 +208,33 @@ def test_a_space_too_large_is_sampled_anew_every_now_and_then(
         assert last is not None
         assert np.array_equal(first.features[priced], last.features[priced])
     assert found == tell_all(study_of(), THREE, 24)
+
+
+def forget() -> None:
+    """What was found under other limits."""
+    for made in (candidates._fitting, candidates._encoding, candidates._candidates, candidates._scaled_by):
+        made.cache_clear()
+
+
+def test_a_space_too_large_is_drawn_anew_before_it_is_said_to_have_nothing_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Seed 6: the first draw has no net within the budget, the later ones have some."""
+    few = (Budget.parse("parameters <= 600"),)
+    monkeypatch.setattr(candidates, "MOST", 100)
+    monkeypatch.setattr(candidates, "COMBINATIONS", 12)
+    forget()
+    wanted = replace(searched(1000), budget=few, seed=6)
+    draws = [sampler(budget=few, seed=6)._candidates(0, further) for further in range(candidates.REDRAWN)]
+    there = {found.spec(row).digest() for found in draws for row in range(len(found))}
+    assert len(draws[0]) == 0 < len(there)
+    book, core = begin(tmp_path, wanted)
+    carry_out(core)
+    book.close()
+    assert {r.spec.digest() for r in core.records if r.spec} == there
+    assert re.fullmatch(r"of [\d,]+ combinations that were drawn from small none made a net within parameters <= 600 "
+                        "that had not been tried", core.ended)  # fmt: skip
+    forget()
 
 
 def test_a_space_is_looked_at_in_whole_up_to_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:

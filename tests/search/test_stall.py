@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 
@@ -55,3 +56,10 @@ def test_only_complete_candidates_count() -> None:
     rows = records([0.5, 0.6, 0.7, 0.4, 0.5, 0.6])
     stopped = [Record.from_dict({**row.to_dict(), "status": "stopped"}) for row in rows[3:]]
     assert stalled([*rows[:3], *stopped], OBJECTIVES, 3) == ""
+
+
+def test_what_lacks_an_objective_is_passed_over() -> None:
+    made = records([0.5, 0.6, 0.7, 0.4, 0.5, 0.6])
+    assert stalled(made, pareto.objectives(["miou", "latency_ms"]), 3) == ""
+    timed = [replace(r, costs=replace(r.costs, latency_ms=1.0)) for r in made if r.costs]
+    assert stalled([*timed, *made], pareto.objectives(["miou", "latency_ms"]), 3)

@@ -253,3 +253,12 @@ def test_next_to_no_noise_can_be_inverted_still(monkeypatch: pytest.MonkeyPatch)
     surrogate._fit.cache_clear()
     assert -0.1 < mean.min() <= mean.max() < 1
     assert deviation.max() < 1
+
+
+def test_equal_rows_without_noise_can_be_fitted() -> None:
+    """Where the noise becomes next to none, rounding makes their quadratic form negative."""
+    draws = np.random.default_rng(0)
+    for _ in range(4):
+        features = draws.integers(0, 2, (128, 2)) / 5  # four different rows
+        found = fit(features, np.arange(2), features @ draws.normal(size=2))
+        assert np.isfinite(found.lengths).all()

@@ -112,6 +112,15 @@ def test_what_makes_no_table_is_said(tmp_path: Path) -> None:
         question(0, 0)
     with pytest.raises(SpaceError, match="has 30 steps; say epochs"):
         question(0, recipe=replace(RECIPE, steps=30))
+    with pytest.raises(SpaceError, match="has a patience of 1; leave it out"):
+        question(0, recipe=replace(RECIPE, patience=1))
+
+
+def test_a_net_that_cannot_be_trained_by_the_recipe_is_left_out() -> None:
+    """Deep supervision needs a second head."""
+    values = {**SPACE.to_dict(), "choices": {"depth": [1, 2]}, "net": {"depth": "$depth", "width": 2, "heads": "all"}}
+    asked = question(0, space=SearchSpace.from_dict(values), recipe=replace(RECIPE, deep_supervision=0.5))
+    assert [row.choices for row in distinct(asked).values()] == [{"depth": 2}]
 
 
 @pytest.mark.parametrize("name", ["small", "medium"])

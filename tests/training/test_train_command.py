@@ -98,3 +98,16 @@ def test_wrong_input_is_one_sentence_and_nothing_is_left_behind(case: str, folde
     with pytest.raises(OnenetBenchError, match=sentence):
         cli.app(["train", *words], standalone_mode=False)
     assert sorted(path.name for path in folder.iterdir()) == ["net.toml", "top.toml"]
+
+
+def test_a_batch_too_small_for_its_norms_is_a_failed_training_in_one_sentence(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    level = '{kind = "conv2d", channels = 4}'
+    deep = ("classes = 2", "stem = {channels = 4, repeat = 1}", *(f"{side} = [{', '.join([level] * 5)}]"
+            for side in ("encoder", "decoder")))  # fmt: skip
+    (folder / "deep.toml").write_text("\n".join(deep))  # down to a single pixel
+    words = ["deep.toml", "--resolution", "32", "--batch", "1", "--epochs", "1", "--out", "failed"]
+    assert cli.app(["train", *words], standalone_mode=False) == 1
+    said = capsys.readouterr()
+    assert "at least 2 values per channel, but got 1; add images" in said.out + said.err
