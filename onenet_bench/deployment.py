@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from onenet_bench import __version__, costs, data, inference, models, training, zoo
 from onenet_bench.data.samples import SPLITS, Samples
-from onenet_bench.errors import DataError, RecipeError, known
+from onenet_bench.errors import DataError, OnenetBenchError, RecipeError, known
 from onenet_bench.models import deploy, onnx
 from onenet_bench.palette import palette
 from onenet_bench.plan import check_resolution, plan
@@ -71,7 +71,9 @@ def open_source(net: str, data_name: str | None = None, resolution: int | None =
                 f"{spec.in_channels} and {task.data} has {task.classes} and {task.in_channels}; its training data was "
                 f"{opened.task.data}"
             )
-        return Source(name=path.stem, net=opened.net, trained=True, task=task)
+        folder = path.resolve().parent
+        of = f"{folder.parent.name}-" if folder.name == "weights" else ""  # a run, which numbers its files
+        return Source(name=f"{of}{path.stem}", net=opened.net, trained=True, task=task)
     spec, named = zoo.read(net), None
     if data_name is not None:
         named = data.open_task(data_name, resolution=resolution or RESOLUTION)
@@ -167,6 +169,10 @@ def export(
     samples: Samples | None = getattr(splits, held_out) if splits else None
 
     form = "as trained" if naive else "simplified"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OnenetBenchError(f"an export's folder must be writable, but {folder} is not: {error.strerror}") from error
     path = folder / f"{source.name}{'-naive' if naive else ''}{FORMATS[to].suffix}"
     FORMATS[to].write(FORMS[form](source.net), path, shape)
     run = FORMATS[to].read(path)

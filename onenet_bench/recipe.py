@@ -85,10 +85,10 @@ class Recipe:
             )
         if self.batch < 1:
             raise RecipeError(f"a batch holds at least one image, but got {self.batch}")
-        if not self.learning_rate > 0:
-            raise RecipeError(f"the learning rate must be above 0, but got {self.learning_rate}")
-        if self.weight_decay < 0:
-            raise RecipeError(f"the weight decay must be at least 0, but got {self.weight_decay}")
+        if not 0 < self.learning_rate < math.inf:
+            raise RecipeError(f"the learning rate must be above 0 and finite, but got {self.learning_rate}")
+        if not 0 <= self.weight_decay < math.inf:
+            raise RecipeError(f"the weight decay must be at least 0 and finite, but got {self.weight_decay}")
         if not 0 < self.background_weight <= 1:
             raise RecipeError(f"the background's weight lies in (0, 1], but got {self.background_weight}")
         if not 0 <= self.deep_supervision < math.inf:

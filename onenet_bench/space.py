@@ -179,6 +179,10 @@ class SearchSpace:
         for name, options in values["choices"].items():
             if not isinstance(options, list):
                 raise SpaceError(f"a choice is a list of options, but {name!r} is {options!r}")
+        for name in ("objectives", "budget"):
+            texts = values.get(name, [])
+            if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+                raise SpaceError(f"{name} of a space is a list of texts, but got {texts!r}")
         recipe = values.get("recipe", {})
         if unknown := sorted(set(recipe) - {f.name for f in fields(Recipe)}):
             raise SpaceError(known("field in [recipe]", unknown[0], [f.name for f in fields(Recipe)]))

@@ -57,6 +57,10 @@ WRONG = {
     "objectives": (["sweep", "--objectives", "miou"], "at least one score and one cost"),
     "budget": (["sweep", "--budget", "small"], "a budget reads COST <= NUMBER"),
     "epochs": (["sweep", "--epochs", "0"], "at least one epoch or step, but got epochs=0"),
+    "rate": (["sweep", "--learning-rate", "inf"], "above 0 and finite, but got inf"),
+    "seed": (["sweep", "--seed", "4294967296"], "less than or equal to 4294967295"),
+    "no pixels": (["sweep", "--resolution", "0"], "greater than or equal to 1"),
+    "a page for a net": (["table2", "--html", "net.toml"], "ends in .html, but got net.toml; name it net.html"),
     "both lengths": (["train", "unet_4", "--epochs", "1", "--steps", "2"], "got both: 1 and 2"),
     "trials": (["sweep", "--trials", "0"], "greater than or equal to 1"),
     "device": (["sweep", "--device", "tpu"], "unknown device 'tpu'; known: cpu, cuda"),
@@ -81,6 +85,26 @@ def test_wrong_input_is_one_sentence_and_exit_code_2(case: str, tmp_path: Path) 
     assert re.search(sentence, done.stderr), done.stderr
     assert "Traceback" not in done.stderr
     assert not list(tmp_path.iterdir()), "nothing is left behind"
+
+
+def test_a_name_is_no_markup(tmp_path: Path) -> None:
+    (tmp_path / "a[").mkdir()
+    (tmp_path / "a[/b].toml").write_text('classes = 2\nstem = {channels = 4}\nencoder = [{channels = 8}]\n'
+                                         'decoder = [{channels = 4, skip = false}]\n')  # fmt: skip
+    done = call("profile", "a[/b].toml", "--resolution", "32", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "a[/b].toml" in done.stdout
+
+
+def test_without_room_for_its_report_a_sweep_tells_what_it_found(tmp_path: Path) -> None:
+    (tmp_path / "reports").write_text("a file")
+    done = call("sweep", *QUICK, "--trials", "1", "--out", "run", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "1 candidate was trained" in done.stdout
+    assert "report: none" in done.stdout
+    assert re.search("must be writable, but reports/run.html .* onenet-bench report run --out FILE.html", done.stderr)
+    assert call("report", "run", "--out", "run/ledger.jsonl", cwd=tmp_path).returncode == 2
+    assert len(ledger.records(ledger.read(tmp_path / "run"))) >= 1
 
 
 def test_a_run_is_not_overwritten_and_an_unwritable_folder_is_named(tmp_path: Path) -> None:

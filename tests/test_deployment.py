@@ -120,6 +120,15 @@ def test_a_net_without_weights_takes_the_classes_of_named_data() -> None:
     assert plan(source.net.spec, (3, 64, 64)).rows[-1].c_out == 8
 
 
+def test_a_file_of_a_run_is_named_after_it(checkpoint: Path, tmp_path: Path) -> None:
+    """Every training numbers its weights from 0000."""
+    for run in ("first", "second"):
+        (tmp_path / run / "weights").mkdir(parents=True)
+        there = checkpoint.rename(tmp_path / run / "weights" / "0000.safetensors")
+        assert deployment.open_source(str(there)).name == f"{run}-0000"
+        checkpoint = there
+
+
 def test_what_cannot_be_exported_is_refused(checkpoint: Path, tmp_path: Path) -> None:
     source = deployment.open_source(str(checkpoint))
     bare = deployment.Source(name="bare", net=source.net, trained=False, task=None)
@@ -133,6 +142,11 @@ def test_what_cannot_be_exported_is_refused(checkpoint: Path, tmp_path: Path) ->
         (lambda: deployment.export(bare, "onnx", tmp_path, int8=True), RecipeError, "name some by --data"),
         (lambda: deployment.export(source, "onnx", tmp_path, resolution=33), SpecError, "multiple of 2.*got 33"),
         (lambda: deployment.export(source, "onnx", tmp_path, calibrate_on="test"), RecipeError, "known: train, valid"),
+        (
+            lambda: deployment.export(source, "onnx", checkpoint),
+            OnenetBenchError,
+            "folder must be writable, but .*mine",
+        ),
         (lambda: deployment.open_source("unet_9"), SpecError, "unknown net 'unet_9'"),
         (
             lambda: deployment.open_source(str(checkpoint), "synthetic:cues=vessel"),

@@ -13,13 +13,14 @@ from onenet_bench.cli.options import Json, Net, app, print_json, print_table
 @app.command()
 def profile(
     net: Net,
-    resolution: Annotated[int, typer.Option(help="Side of the square input in pixels.")] = 256,
+    resolution: Annotated[int, typer.Option(min=1, help="Side of the square input in pixels.")] = 256,
     batch: Annotated[int, typer.Option(min=1, help="Images per step, for the peak of training.")] = 16,
     layers: Annotated[bool, typer.Option("--layers", help="Every layer, not only every level.")] = False,
     verify: Annotated[bool, typer.Option("--verify", help="Ask other counters too and name each difference.")] = False,
     json_: Json = False,
 ) -> None:
     """Count what a net costs, exactly and without building it; exit code 1 where --verify leaves one unexplained."""
+    from rich.markup import escape
     from rich.table import Table
 
     from onenet_bench import costs, zoo
@@ -46,7 +47,7 @@ def profile(
              **({"verification": verification.to_dict()} if verification else {})}
         )  # fmt: skip
         raise typer.Exit(0 if agrees else 1)
-    table = Table(title=f"{net}: {spec.label()}, one {spec.in_channels}x{resolution}x{resolution} image",
+    table = Table(title=f"{escape(net)}: {spec.label()}, one {spec.in_channels}x{resolution}x{resolution} image",
                   title_justify="left", box=None, padding=(0, 2))  # fmt: skip
     for heading in ("cost", "", "what is counted"):
         table.add_column(heading, justify="right" if not heading else "left")

@@ -52,7 +52,9 @@ Run = Annotated[str, typer.Argument(help="A run's folder or name, or 'latest'.")
 Data = Annotated[
     str, typer.Option(help="'synthetic', 'folder:PATH' with images/ and masks/ in it, or a published set, 'voc:PATH'.")
 ]
-Seed = Annotated[int, typer.Option(help="Decides split, proposals, initial weights and order of images.")]
+Seed = Annotated[
+    int, typer.Option(min=0, max=2**32 - 1, help="Decides split, proposals, initial weights and order of images.")
+]
 Device = Annotated[str, typer.Option(help="Where nets run: cpu, cuda, cuda:1, …")]
 Epochs = Annotated[int | None, typer.Option(help="Passes over the training images.")]
 Steps = Annotated[int | None, typer.Option(help="Optimiser steps, instead of epochs.")]
@@ -123,6 +125,11 @@ def absolute(data: str) -> str:
     kind, _, where = data.partition(":")
     found = where and kind != "synthetic"  # whose words are knobs
     return f"{kind}:{Path(where).expanduser().resolve()}" if found else data
+
+
+def file_name(text: str) -> str:
+    """``text`` as the name of a file or a folder."""
+    return re.sub(r"[^\w.-]+", "-", text).strip(".") or "unnamed"
 
 
 def fresh(folder: Path) -> Path:

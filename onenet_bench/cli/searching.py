@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import sys
 from dataclasses import replace
 from datetime import datetime
@@ -29,12 +28,14 @@ from onenet_bench.cli.options import (
     app,
     check_device,
     command_line,
+    file_name,
     fresh,
     only_with,
     print_json,
     print_table,
     read_recipe,
 )
+from onenet_bench.errors import OnenetBenchError
 
 if TYPE_CHECKING:
     from onenet_bench.measure.latency import Conditions
@@ -51,7 +52,7 @@ def sweep(
     ] = "frontier",
     objectives: Annotated[str | None, typer.Option(help="Scores and costs, e.g. miou,parameters.")] = None,
     budget: Annotated[list[str] | None, typer.Option(help="A ceiling, e.g. 'macs <= 20M'; may be repeated.")] = None,
-    resolution: Annotated[int | None, typer.Option(help="Side of the square input in pixels.")] = None,
+    resolution: Annotated[int | None, typer.Option(min=1, help="Side of the square input in pixels.")] = None,
     epochs: Epochs = None,
     steps: Steps = None,
     batch: Batch = None,
@@ -116,7 +117,9 @@ def sweep(
             space=reached,
             task=task,
             recipe=recipe,
-            objectives=pareto.objectives(objectives.split(",")) if objectives else reached.objectives,
+            objectives=reached.objectives
+            if objectives is None
+            else pareto.objectives([name.strip() for name in objectives.split(",")]),
             budget=tuple(map(budgets.Budget.parse, budget)) if budget else reached.budget,
             sampler=sampler,
             seed=seed,
@@ -127,14 +130,18 @@ def sweep(
         )
         if warm_start is not None:
             search = replace(search, earlier=earlier(sweeps.find(warm_start, RUNS), search))
-        run = out or fresh(RUNS / f"{reached.name}-{datetime.now():%Y%m%d-%H%M%S}")
+        run = out or fresh(RUNS / f"{file_name(reached.name)}-{datetime.now():%Y%m%d-%H%M%S}")
         core = sweeps.start(search, run, carry_out, command=command_line(), memory_mib=memory_mib, final=final)
-    page = write_report(run, REPORTS / f"{run.resolve().name}.html")
+    page, unwritten = None, ""
+    try:
+        page = write_report(run, REPORTS / f"{run.resolve().name}.html")
+    except OnenetBenchError as error:  # what was found is told all the same
+        unwritten = f"{error}; write the report elsewhere: onenet-bench report {run} --out FILE.html"
     if json_:
         print_json(
             {
                 "run": str(run),
-                "report": str(page),
+                "report": page and str(page),
                 "ended": core.ended,
                 "front": front_rows(run),
                 "final": final_rows(run),
@@ -144,11 +151,14 @@ def sweep(
         print_table(front_table(run))
         if (anew := final_table(run)) is not None:
             print_table(anew)
-        print(f"\nended:  {core.ended}\nrun:    {run}\nreport: {page}")
+        print(f"\nended:  {core.ended}\nrun:    {run}\nreport: {page or 'none'}")
     if core.ended == "interrupted":
         again = f" --final {final}" if final else ""
         print(f"go on with: onenet-bench sweep --resume {run}{again}", file=sys.stderr)
         raise typer.Exit(130)
+    if unwritten:
+        print(f"onenet-bench: {unwritten}", file=sys.stderr)
+        raise typer.Exit(2)
 
 
 def _latency(runtime: str | None, resolution: int, device: str) -> Conditions | None:
@@ -189,6 +199,7 @@ def front(run: Run, json_: Json = False) -> None:
 @app.command()
 def spaces(json_: Json = False) -> None:
     """List the search spaces that come with the package."""
+    from rich.markup import escape
     from rich.table import Table
 
     from onenet_bench import space
@@ -201,8 +212,8 @@ def spaces(json_: Json = False) -> None:
     for heading in ("space", "combinations", "objectives", "budget", "what varies"):
         table.add_column(heading, justify="right" if heading == "combinations" else "left")
     for s in found:
-        table.add_row(s.name, f"{s.size:,}", ", ".join(o.name for o in s.objectives),
-                      ", ".join(map(str, s.budget)), s.summary)  # fmt: skip
+        table.add_row(escape(s.name), f"{s.size:,}", ", ".join(o.name for o in s.objectives),
+                      ", ".join(map(str, s.budget)), escape(s.summary))  # fmt: skip
     print_table(table)
 
 
@@ -235,7 +246,7 @@ def screen(
     )  # fmt: skip
     facts = survey.screening_facts(found, limits)
     command = command_line()
-    name = re.sub(r"[^\w.-]+", "-", reached.name)
+    name = file_name(reached.name)
     page = write_screening(facts, out or REPORTS / f"screen-{name}.html", command)
     if json_:
         print_json({**survey.to_dict(facts), "report": str(page)})

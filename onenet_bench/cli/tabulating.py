@@ -16,6 +16,7 @@ from onenet_bench.cli.options import (
     absolute,
     app,
     command_line,
+    file_name,
     print_json,
     read_integers,
     read_recipe,
@@ -29,7 +30,7 @@ def tabulate(
     space: Annotated[str, typer.Option(help="A search space by name, or the path of its TOML file.")] = "small",
     data: Data = "synthetic",
     seeds: Annotated[str, typer.Option(help="Train every net with each of these seeds.")] = "0,1",
-    resolution: Annotated[int | None, typer.Option(help="Side of the square input (the space's own).")] = None,
+    resolution: Annotated[int | None, typer.Option(min=1, help="Side of the square input (the space's own).")] = None,
     epochs: Epochs = None,
     batch: Batch = None,
     learning_rate: LearningRate = None,
@@ -53,7 +54,7 @@ def tabulate(
         recipe=read_recipe(reached.recipe, epochs, None, batch, learning_rate, None, 0),
         seeds=tuple(read_integers("--seeds", seeds)),
     )
-    folder = out or TABLES / reached.name
+    folder = out or TABLES / file_name(reached.name)
     with Progress(console=Console(stderr=True)) as progress:
         task = progress.add_task("trainings", total=None)
         found = tables.tabulate(

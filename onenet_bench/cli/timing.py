@@ -20,7 +20,7 @@ def latency(
     nets: Annotated[list[str] | None, typer.Argument(help="Nets of the zoo, or paths of spec.toml files.")] = None,
     runtime: Annotated[str, typer.Option(help="What runs them: onnxruntime or torch.")] = "onnxruntime",
     form: Annotated[str, typer.Option(help="deployed (rewritten for inference), or trained.")] = "deployed",
-    resolution: Annotated[int, typer.Option(help="Side of the square input in pixels.")] = 256,
+    resolution: Annotated[int, typer.Option(min=1, help="Side of the square input in pixels.")] = 256,
     batch: Annotated[int, typer.Option(help="Images at a time.")] = 1,
     threads: Annotated[int, typer.Option(help="CPU threads.")] = 1,
     repeats: Annotated[int, typer.Option(help="Runs of each net that are timed.")] = 30,
@@ -72,6 +72,7 @@ def latency(
 
 
 def _print_times(rows: list[dict[str, Any]], found: tuple[Latency, ...]) -> None:
+    from rich.markup import escape
     from rich.table import Table
 
     table = Table(title=str(found[0].conditions), title_justify="left", box=None, padding=(0, 2))
@@ -82,7 +83,7 @@ def _print_times(rows: list[dict[str, Any]], found: tuple[Latency, ...]) -> None
         table.add_column(heading, justify="right")
     for row in rows:
         low, high = row["quartiles_ms"]
-        table.add_row(row["net"], f"{row['median_ms']:.3g}", f"{low:.3g} to {high:.3g}", str(row["samples"]),
+        table.add_row(escape(row["net"]), f"{row['median_ms']:.3g}", f"{low:.3g} to {high:.3g}", str(row["samples"]),
                       f"{row['relative']:.2f}", f"{row['macs_per_second'] / 1e9:.1f}", f"{row['waited_share']:.0%}",
                       *([f"{row['predicted_ms']:.3g}"] if is_predicted else []))  # fmt: skip
     print_table(table)

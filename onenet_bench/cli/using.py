@@ -26,13 +26,16 @@ def evaluate_checkpoint(
     checkpoint: CheckpointFile,
     data: Annotated[str | None, typer.Option(help="As for train (what the net was trained on).")] = None,
     split: Annotated[str, typer.Option(help="test, validation or train, cut as in training.")] = "test",
-    resolution: Annotated[int | None, typer.Option(help="Side of the square input in pixels (as in training).")] = None,
+    resolution: Annotated[
+        int | None, typer.Option(min=1, help="Side of the square input in pixels (as in training).")
+    ] = None,
     device: Device = "cpu",
     threads: Threads = None,
     json_: Json = False,
 ) -> None:
     """Score a trained net on a split of its data or of other data."""
     import torch
+    from rich.markup import escape
     from rich.table import Table
 
     from onenet_bench import inference
@@ -61,7 +64,7 @@ def evaluate_checkpoint(
     for heading in columns:
         table.add_column(heading, justify="right")
     for index, name in enumerate(scored.task.class_names):
-        table.add_row(name, *(_score(row[index]) for row in columns.values()))
+        table.add_row(escape(name), *(_score(row[index]) for row in columns.values()))
     print_table(table)
 
 
@@ -80,6 +83,7 @@ def predict(
 ) -> None:
     """Segment images and volumes at their own size; exit code 1 where a file could not be used, the others done."""
     import torch
+    from rich.markup import escape
     from rich.table import Table
 
     from onenet_bench import inference
@@ -118,7 +122,7 @@ def predict(
         for heading in ("index", "class", "colour", "pixels"):
             table.add_column(heading, justify="right" if heading in ("index", "pixels") else "left")
         for index, (name, colour) in enumerate(zip(task.class_names, colours, strict=True)):
-            table.add_row(str(index), name, colour, f"{pixels[index] / sum(pixels):.2%}")
+            table.add_row(str(index), escape(name), colour, f"{pixels[index] / sum(pixels):.2%}")
         print()
         print_table(table)
     raise typer.Exit(1 if failed else 0)

@@ -12,8 +12,10 @@ from onenet_bench.errors import OnenetBenchError
 def write_whole(out: Path, text: str) -> Path:
     """Put ``text`` in the place of ``out``, whatever happens meanwhile, and return ``out``; folders are made.
 
-    Raises OnenetBenchError where that cannot be done; what stood there then still stands.
+    Raises OnenetBenchError where that cannot be done, or ``out`` does not end in .html; what stood there still stands.
     """
+    if out.suffix != ".html":  # it may be somebody's ledger, space or net
+        raise OnenetBenchError(f"a page's file ends in .html, but got {out}; name it {out.with_suffix('.html').name}")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=out.parent, prefix=f".{out.name}.", suffix=".part")

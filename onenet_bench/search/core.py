@@ -211,7 +211,8 @@ class Core:
         """What proposes the next candidate; None where there is to be none, and ``_spent`` says why."""
         search, number = self._sought, self._proposed
         if not self._spent and len(self._seen) >= search.trials:
-            self._spent = f"{search.trials} candidates were trained"
+            trained = len(self._seen)
+            self._spent = f"{trained} candidate{'s were' if trained != 1 else ' was'} trained"
         if self._spent:
             return None
         sampler = samplers.make(search.sampler, search, number)

@@ -170,7 +170,10 @@ def tabulate(
     there. Raises LedgerError where the folder holds the table of another question.
     """
     rows = distinct(question)
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise LedgerError(f"a table's folder must be writable, but {folder} is not: {error.strerror}") from error
     _begin(question, rows, folder, command)
     done = _mend(folder / SCORED, question.recipe.epochs)
     digests = sorted(rows)
