@@ -114,6 +114,13 @@ def test_a_run_is_not_overwritten_and_an_unwritable_folder_is_named(tmp_path: Pa
     done = call(*words, cwd=tmp_path)
     assert done.returncode == 2
     assert "run already holds a run; use --resume run" in done.stderr
+    done = call("train", "unet_4", "--resolution", "32", "--steps", "1", "--out", "run", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "run holds the run of a search, whose weights stay" in done.stderr
+    (tmp_path / "trained" / "weights").mkdir(parents=True)
+    done = call(*words[:-1], "trained", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "trained holds a training, whose weights stay" in done.stderr
     assert (tmp_path / "run" / ledger.FILE).read_bytes() == before
     done = call(*words[:-1], "/proc/run", cwd=tmp_path)
     assert done.returncode == 2

@@ -79,7 +79,7 @@ def train(
     """Train one net; its classes and channels follow the data."""
     import torch
 
-    from onenet_bench import costs, models, training, zoo
+    from onenet_bench import costs, ledger, models, training, zoo
     from onenet_bench import data as data_sets
     from onenet_bench.evaluate import evaluate
     from onenet_bench.recipe import RECIPES, Recipe
@@ -119,6 +119,8 @@ def train(
     checkpoints = training.Checkpointing(folder=folder, asked={"weights": started_from})
     if resume is None and checkpoints.path.exists():
         raise RecipeError(f"{folder} already holds a training; go on with --resume {folder}, or take another folder")
+    if ledger.has_begun(folder):
+        raise RecipeError(f"{folder} holds the run of a search, whose weights stay; take another folder")
     for kind in log or ():
         if kind not in training.LOGS:
             raise RecipeError(known("log", kind, training.LOGS))

@@ -50,6 +50,8 @@ def start(
         raise DataError(
             f"dice_case_fg is a mean over patients, but {search.task.data} has none; use dice_fg, or data of volumes"
         )
+    if (folder / "weights").exists() and not ledger.has_begun(folder):
+        raise LedgerError(f"{folder} holds a training, whose weights stay; take another folder")
     with Ledger(folder, create=True) as book:
         header = {
             "schema": SCHEMA, "name": folder.resolve().name, **search.to_dict(), "command": command,
