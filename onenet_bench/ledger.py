@@ -41,11 +41,12 @@ EVENTS = ("run", "resume", "ask", "report", "pause", "promote", "retry", "audit"
 
 
 def has_begun(run: Path) -> bool:
-    """Whether the folder ``run`` holds a ledger with a whole line. What died while it wrote its first had not."""
+    """Whether the folder ``run`` holds a ledger with a whole line, as far as can be read. What died while it wrote its
+    first line had not."""
     try:
         with open(run / FILE, "rb") as file:
             return file.readline().endswith(b"\n")
-    except FileNotFoundError:
+    except OSError:
         return False
 
 

@@ -121,6 +121,7 @@ def test_a_run_is_not_begun_twice(tmp_path: Path) -> None:
 def test_a_run_that_died_with_its_first_line_is_begun_anew(tmp_path: Path, torn: bytes) -> None:
     (tmp_path / ledger.FILE).write_bytes(torn)
     assert not ledger.has_begun(tmp_path)
+    assert not ledger.has_begun(tmp_path / ledger.FILE)  # no folder
     book(tmp_path)
     assert ledger.has_begun(tmp_path)
     assert ledger.read(tmp_path)[0]["event"] == "run"

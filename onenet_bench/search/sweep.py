@@ -8,6 +8,7 @@ their own in ``final/``.
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict, replace
@@ -50,7 +51,7 @@ def start(
         raise DataError(
             f"dice_case_fg is a mean over patients, but {search.task.data} has none; use dice_fg, or data of volumes"
         )
-    if (folder / "weights").exists() and not ledger.has_begun(folder):
+    if os.path.isdir(folder / "weights") and not ledger.has_begun(folder):
         raise LedgerError(f"{folder} holds a training, whose weights stay; take another folder")
     with Ledger(folder, create=True) as book:
         header = {
