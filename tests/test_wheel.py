@@ -51,6 +51,6 @@ def test_spaces_come_with_the_wheel(installed: Path, tmp_path: Path) -> None:
 def test_a_sweep_from_the_wheel_ends_with_a_report(installed: Path, tmp_path: Path) -> None:
     words = ("sweep", "--space", "spatial_kernel", "--resolution", "32", "--epochs", "1", "--trials", "1", "--json")
     said = json.loads(call(installed, tmp_path, *words))
-    assert said["ended"] == "1 candidates were trained"
+    assert said["ended"] == "1 candidate was trained"
     assert (tmp_path / said["report"]).stat().st_size > 1_000_000
     assert (tmp_path / said["run"] / "ledger.jsonl").exists()
