@@ -1,6 +1,6 @@
 """What the harness itself costs: per trial, beside a bare Optuna loop and a bare Ray Tune run, and per worker.
 
-    python benchmarks/overhead.py                          # the figures in results/: about half an hour
+    python benchmarks/overhead.py                          # the figures in results/: about an hour
     python benchmarks/overhead.py --few --out /tmp/look    # a look, some two minutes
 
 Trials train nothing here: they are proposed, counted, written down and scheduled, and their score is made up. Every
@@ -215,31 +215,33 @@ def tune_run(reuse: bool) -> Callable[[str, int, Times, Path], None]:
 
 
 class Contestant(NamedTuple):
-    """A row of the table: what it is called, what it does, by which sampler, and up to how many trials; how long each
-    of them waits, which is not counted, and by how much its share of the time is larger than the others'."""
+    """A row of the table: what it is called, what it does, and by which sampler; by how much its share of the time is
+    larger than the others', and how long each of its trials waits, which is not counted."""
 
     title: str
     run: Callable[[str, int, Times, Path], None]
     sampler: str
-    most: int
+    share: int = 1
     rest: float = 0.0
-    share: float = 1.0
 
+
+WHOLE = 12
+"""The share of those who are to carry out all 5,000 trials."""
 
 CONTESTANTS = {
-    "core-random": Contestant("core and ledger, random", ours, "random", 5000),
-    "optuna-random": Contestant("Optuna, SQLite, random", optuna_loop, "random", 5000),
-    "core-tpe": Contestant("core and ledger, tpe", ours, "tpe", 5000),
-    "optuna-tpe": Contestant("Optuna, SQLite, tpe", optuna_loop, "tpe", 5000),
-    "core-stopping": Contestant("core and ledger, random, 12 epochs, stopping", ours, "random+stopping", 5000),
-    "core-frontier": Contestant("core and ledger, frontier", ours, "frontier", 5000),
-    "local-random": Contestant("local engine, random", engine("local"), "random", 5000),
-    "local-frontier": Contestant("local engine, frontier", engine("local"), "frontier", 5000),
-    "rest-random": Contestant("local engine, random, waiting", engine("local", rest), "random", 1000, REST, 3.0),
-    "rest-frontier": Contestant("local engine, frontier, waiting", engine("local", rest), "frontier", 1000, REST, 3.0),
-    "ray-random": Contestant("Ray engine, random", engine("ray"), "random", 1000),
-    "tune-reuse": Contestant("bare Ray Tune, processes reused", tune_run(True), "random", 1000),
-    "tune": Contestant("bare Ray Tune, as it comes", tune_run(False), "random", 10),
+    "core-random": Contestant("core and ledger, random", ours, "random", WHOLE),
+    "optuna-random": Contestant("Optuna, SQLite, random", optuna_loop, "random", WHOLE),
+    "core-tpe": Contestant("core and ledger, tpe", ours, "tpe"),
+    "optuna-tpe": Contestant("Optuna, SQLite, tpe", optuna_loop, "tpe"),
+    "core-stopping": Contestant("core and ledger, random, 12 epochs, stopping", ours, "random+stopping"),
+    "core-frontier": Contestant("core and ledger, frontier", ours, "frontier"),
+    "local-random": Contestant("local engine, random", engine("local"), "random", WHOLE),
+    "local-frontier": Contestant("local engine, frontier", engine("local"), "frontier"),
+    "rest-random": Contestant("local engine, random, waiting", engine("local", rest), "random", 3, REST),
+    "rest-frontier": Contestant("local engine, frontier, waiting", engine("local", rest), "frontier", 3, REST),
+    "ray-random": Contestant("Ray engine, random", engine("ray"), "random", WHOLE),
+    "tune-reuse": Contestant("bare Ray Tune, processes reused", tune_run(True), "random", WHOLE),
+    "tune": Contestant("bare Ray Tune, as it comes", tune_run(False), "random"),
 }
 
 
@@ -293,7 +295,7 @@ def measure(sizes: tuple[int, ...], share: float) -> Iterator[dict[str, Any]]:
         for again in range(3 if size <= 10 else 1):
             for name in names:
                 of_ray = "Ray" in CONTESTANTS[name].title  # which takes long to start
-                if size <= CONTESTANTS[name].most and name not in cut and not (again and of_ray):
+                if name not in cut and not (again and of_ray):
                     found = in_a_process("one", name, size, share)
                     runs.setdefault(name, []).append(found)
                     if len(found["ends"]) < size:
@@ -429,10 +431,11 @@ def markdown(facts: dict[str, Any]) -> str:
         f"after; {machine['system']}; " + ", ".join(f"{n} {v}" for n, v in versions.items()) + ".", "",
         f"Trials of the space `{SPACE}` (11 choices) that train nothing, one at a time. Milliseconds of wall time per "
         "trial, from the end of the first trial to the end of the last; *at the end* is over the last tenth. A run is "
-        f"cut after {facts['share_s']:g} s, which the column of trials shows. The core alone proposes, counts and "
-        "records; the engines also start processes and schedule. What starts once (imports, Ray) stands apart. Trials "
-        f"that wait last {REST:g} s, which are taken off, and three times as long before a run is cut: the local "
-        "engine forks the next process during a trial, and one that does nothing ends before that is done. The Ray "
+        f"cut after {facts['share_s']:g} s, or {WHOLE * facts['share_s']:g} s where all {SIZES[-1]:,} trials are to be "
+        "carried out, which the column of trials shows. The core alone proposes, counts and records; the engines also "
+        "start processes and schedule. What starts once (imports, Ray) stands apart. Trials that wait last "
+        f"{REST:g} s, which are taken off, and have three times as long before they are cut: the local engine forks "
+        "the next process during a trial, and one that does nothing ends before that is done. The Ray "
         "engine's processes go on with the next trial by themselves, and are one trial to Tune; bare Tune makes one of "
         "each. It writes neither files nor checkpoints here, and has no ledger.", "",
         "| contestant | trials | ms per trial | at the end | start, s | CPU of the driver, ms | driver, MiB |",
