@@ -189,12 +189,22 @@ def tune_run(reuse: bool) -> Callable[[str, int, Times, Path], None]:
     def run(sampler: str, trials: int, times: Times, folder: Path) -> None:
         from ray import tune
 
-        from onenet_bench.search import connection
+        from onenet_bench.search import connection, trial
 
         class Clock(tune.Callback):  # type: ignore[misc]
             def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **_: Any) -> None:
-                if not times.ended():
-                    raise TimeUp
+                bell.over = not times.ended() or bell.over
+
+        class Bell(tune.Stopper):  # type: ignore[misc]
+            over = False
+
+            def __call__(self, trial_id: str, result: Any) -> bool:
+                return False
+
+            def stop_all(self) -> bool:
+                return self.over
+
+        bell = Bell()
 
         def train(config: dict[str, Any]) -> None:
             score = made_up(str(sorted(config.items())))
@@ -202,13 +212,13 @@ def tune_run(reuse: bool) -> Callable[[str, int, Times, Path], None]:
 
         choices = {n: tune.choice(list(options)) for n, options in new_search(sampler, trials).space.choices.items()}
         with (
-            connection.scratch() as scratch, connection.environment(connection.QUIET),
+            connection.scratch() as scratch, trial.environment(connection.QUIET),
             connection.to(None, cpus=1, variables={}, folder=scratch),
         ):  # fmt: skip
             tune.Tuner(
                 tune.with_resources(train, {"cpu": 1}), param_space=choices,
                 tune_config=tune.TuneConfig(num_samples=trials, max_concurrent_trials=1, reuse_actors=reuse),
-                run_config=tune.RunConfig(storage_path=str(scratch), verbose=0, callbacks=[Clock()]),
+                run_config=tune.RunConfig(storage_path=str(scratch), verbose=0, callbacks=[Clock()], stop=bell),
             ).fit()  # fmt: skip
 
     return run

@@ -33,7 +33,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -308,16 +308,18 @@ class EveryCombination(FrontierSampler):
 class Informed(FrontierSampler):
     """The ceiling: its surrogate has learnt from the true scores of all nets before the first proposal."""
 
-    table: Table
-    everything: tuple[list[Net], Floats] | None = None
+    def __init__(self, *, table: Table, **search: Any) -> None:
+        super().__init__(**search)
+        self._table = table
+        self._everything: tuple[list[Net], Floats] | None = None
 
     def _surrogates(self, found: Candidates, past: Past) -> list[Surrogate]:
-        if self.everything is None:
-            rows = [self.table.rows[found.spec(row).digest()] for row in range(len(found))]
-            values = np.stack([self.table.values[o.name][rows] for o in self._objectives], axis=1)
+        if self._everything is None:
+            rows = [self._table.rows[found.spec(row).digest()] for row in range(len(found))]
+            values = np.stack([self._table.values[o.name][rows] for o in self._objectives], axis=1)
             nets = [net for options in found.options.tolist() if (net := found.net(tuple(options)))]
-            self.everything = nets, values
-        nets, values = self.everything
+            self._everything = nets, values
+        nets, values = self._everything
         return super()._surrogates(found, replace(past, told=nets, values=values))
 
     def _propose(self, found: Candidates, past: Past, draws: np.random.Generator) -> int:
@@ -359,15 +361,12 @@ class Botorch(FrontierSampler):
         return int(rows[gains.argmax()])
 
 
-def _ours(kind: type[FrontierSampler]) -> Callable[[Search, Table], BaseSampler]:
+def _ours(kind: Callable[..., FrontierSampler]) -> Callable[[Search, Table], BaseSampler]:
     def make(search: Search, table: Table) -> BaseSampler:
-        sampler = kind(
-            search.space, resolution=search.task.resolution, classes=search.task.classes,
+        return kind(
+            space=search.space, resolution=search.task.resolution, classes=search.task.classes,
             objectives=search.objectives, budget=search.budget, seed=search.seed,
         )  # fmt: skip
-        if isinstance(sampler, Informed):
-            sampler.table = table
-        return sampler
 
     return make
 
@@ -386,7 +385,11 @@ CONTESTANTS = {
     "every": Contestant(
         "frontier, combinations not nets", _ours(EveryCombination), fidelity="auto", canonical=False, on="tabular"
     ),
-    "informed": Contestant("frontier, told all scores beforehand", _ours(Informed), on="tabular"),
+    "informed": Contestant(
+        "frontier, told all scores beforehand",
+        lambda search, table: _ours(partial(Informed, table=table))(search, table),
+        on="tabular",
+    ),
 }
 NEEDED = {"gp": "scipy", "botorch": "botorch"}
 """Packages of contestants that others can do without."""

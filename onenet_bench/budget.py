@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import re
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from onenet_bench.errors import BudgetError, known
+from onenet_bench.files import whole
 from onenet_bench.record import COSTS, Costs
 
 _FORM = re.compile(
@@ -252,24 +252,11 @@ def write_lock(path: Path, nets: Mapping[str, Mapping[str, Layer]]) -> None:
     A lock that says the same already is left alone. Raises BudgetError where the folder cannot be written.
     """
     text = lock_text(nets).encode()
-    half_written = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         if path.exists() and path.read_bytes() == text:
             return
-        try:
-            with half_written.open("wb") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(half_written, path)
-        finally:
-            half_written.unlink(missing_ok=True)
-        if hasattr(os, "O_DIRECTORY"):  # the new name must outlive a power cut too
-            folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-            try:
-                os.fsync(folder)
-            finally:
-                os.close(folder)
+        with whole(path, durable=True) as draft:
+            draft.write_bytes(text)
     except OSError as error:
         raise BudgetError(
             f"the lock's folder must be writable, but {path} cannot be written ({error.strerror or error}); "

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from onenet_bench import __version__, costs, data, inference, models, training, zoo
 from onenet_bench.data.samples import SPLITS, Samples
 from onenet_bench.errors import DataError, OnenetBenchError, RecipeError, known
+from onenet_bench.files import whole
 from onenet_bench.models import deploy, onnx
 from onenet_bench.palette import palette
 from onenet_bench.plan import check_resolution, plan
@@ -89,10 +90,10 @@ Call = Callable[[Tensor], Tensor]
 
 
 def _write_torch(net: nn.Module, path: Path, shape: Shape) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
     example = torch.zeros(2, *shape)
     program = torch.export.export(net, (example,), dynamic_shapes=({0: torch.export.Dim("batch")},))
-    torch.export.save(program, path)
+    with whole(path) as draft:
+        torch.export.save(program, draft)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -282,6 +283,7 @@ def _carded(path: Path, facts: dict[str, Any], check: dict[str, Any] | None) -> 
         "versions": {"onenet-bench": __version__, **onnx.versions()},
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
     }  # fmt: skip
-    path.with_name(f"{path.name}.json").write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
+    with whole(path.with_name(f"{path.name}.json")) as draft:
+        draft.write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
     check = check or {"difference": float("nan"), "allowed": float("nan")}
     return Exported(path=path, difference=check["difference"], allowed=check["allowed"], card=card)

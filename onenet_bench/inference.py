@@ -22,9 +22,7 @@ X, Y, Z voxels of a volume.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -41,6 +39,7 @@ from onenet_bench.data import decathlon, folder
 from onenet_bench.data._images import square_image
 from onenet_bench.data.samples import SPLITS
 from onenet_bench.errors import DataError, OnenetBenchError, SpecError, known
+from onenet_bench.files import whole
 from onenet_bench.palette import palette
 from onenet_bench.plan import check_resolution
 from onenet_bench.recipe import Recipe
@@ -462,15 +461,11 @@ def _overlay(task: Task, image: Bytes, mask: Bytes) -> Image.Image:
 
 
 def _write(path: Path, write: Callable[[Path], object]) -> None:
-    """Let ``write`` make a file beside ``path``, and move it there: whole or not at all."""
-    draft = path.with_name(f".{os.getpid()}-{path.name}")
+    """Let ``write`` make ``path``, whole or not at all."""
     try:
-        write(draft)
-        os.replace(draft, path)
+        with whole(path) as draft:
+            write(draft)
     except OSError as error:
         raise OnenetBenchError(
             f"a prediction must be writable, but {path} is not: {error.strerror or error}"
         ) from error
-    finally:
-        with suppress(OSError):
-            draft.unlink(missing_ok=True)

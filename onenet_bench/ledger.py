@@ -25,6 +25,7 @@ import fcntl
 import json
 import os
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -92,9 +93,32 @@ def read(run: Path) -> list[dict[str, Any]]:
     return events
 
 
+@contextmanager
+def understood(run: Path) -> Iterator[None]:
+    """Raise LedgerError where the events of the run in folder ``run`` are JSON, and yet say nothing that could be."""
+    try:
+        yield
+    except LedgerError:
+        raise
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, AssertionError) as error:
+        raise LedgerError(
+            f"the events of a ledger follow from one another, but those of {run / FILE} do not "
+            f"({type(error).__name__}: {error}); restore the file from a copy"
+        ) from error
+
+
 def records(events: list[dict[str, Any]]) -> list[Record]:
-    """The Records among ``events``, in the order in which the trials ended."""
-    return [Record.from_dict(event["record"]) for event in events if event["event"] == "tell"]
+    """The Records among ``events``, in the order in which the trials ended. Raises LedgerError where one ends twice."""
+    found: dict[int, Record] = {}
+    for event in events:
+        if event["event"] == "tell":
+            record = Record.from_dict(event["record"])
+            if record.trial in found:
+                raise LedgerError(
+                    f"a trial ends once, but {record.trial} does so twice; restore the ledger from a copy"
+                )
+            found[record.trial] = record
+    return [*found.values()]
 
 
 def frame(rows: list[Record]) -> pd.DataFrame:

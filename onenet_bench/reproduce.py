@@ -172,7 +172,9 @@ def reproduce(
     pretrained = {method: _pretrained(method, path, settings) for method, path in settings.weights.items()}
     wanted = settings.to_dict()
     with Ledger(folder, create=not (folder / ledger.FILE).exists()) as book:
-        events = _events(folder, asked.table, wanted)
+        with ledger.understood(folder):
+            events = _events(folder, asked.table, wanted)
+            done = {_key(record) for record in ledger.records(events) if record.status is Status.COMPLETE}
         tasks, absent = _open(asked, settings, folder)
         header = {"schema": SCHEMA, "name": folder.resolve().name, "table": asked.table, "settings": wanted}
         call = {
@@ -181,7 +183,6 @@ def reproduce(
         }  # fmt: skip
         book.append("resume" if events else "run", call if events else {**header, **call})
 
-        done = {_key(record) for record in ledger.records(events) if record.status is Status.COMPLETE}
         number = sum(event["event"] == "tell" for event in events)
         cells = [
             _Cell(

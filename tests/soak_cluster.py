@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from onenet_bench import ledger
-from onenet_bench.search import cluster, connection
+from onenet_bench.search import cluster, connection, trial
 from onenet_bench.search.cluster import Cluster
 from tests.search.test_cluster import Nodes, accounted, below, carry_out, fake, kill, search, start_driver, told
 from tests.soak import write
@@ -64,7 +64,7 @@ def main() -> None:
     with connection.scratch() as scratch, tempfile.TemporaryDirectory() as home:
         nodes = Nodes(scratch)
         try:
-            with connection.environment(nodes.environment):
+            with trial.environment(nodes.environment):
                 for number in range(arguments.runs):
                     folder = Path(home, str(number))
                     said = one(folder, nodes, arguments.kills, arguments.trials, draws)

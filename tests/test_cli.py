@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import signal
@@ -12,9 +13,11 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from onenet_bench import __version__, costs, ledger, zoo
+from onenet_bench import __version__, cli, costs, ledger, zoo
+from onenet_bench.cli.options import print_json
 
 COMMAND = [sys.executable, "-m", "onenet_bench"]
 QUICK = ["--resolution", "32", "--epochs", "1", "--space", "encoder_decoder", "--sampler", "random"]
@@ -62,6 +65,7 @@ WRONG = {
     "no pixels": (["sweep", "--resolution", "0"], "greater than or equal to 1"),
     "a page for a net": (["table2", "--html", "net.toml"], "ends in .html, but got net.toml; name it net.html"),
     "both lengths": (["train", "unet_4", "--epochs", "1", "--steps", "2"], "got both: 1 and 2"),
+    "threads": (["train", "unet_4", "--threads", "100000"], "less than or equal to 1024"),
     "trials": (["sweep", "--trials", "0"], "greater than or equal to 1"),
     "device": (["sweep", "--device", "tpu"], "unknown device 'tpu'; known: cpu, cuda"),
     "no gpu": (["sweep", "--device", "cuda:97"], "cuda:97 must be there, but torch finds \\d+ GPUs; use --device cpu"),
@@ -85,6 +89,27 @@ def test_wrong_input_is_one_sentence_and_exit_code_2(case: str, tmp_path: Path) 
     assert re.search(sentence, done.stderr), done.stderr
     assert "Traceback" not in done.stderr
     assert not list(tmp_path.iterdir()), "nothing is left behind"
+
+
+def test_what_does_not_fit_into_memory_is_one_sentence(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def greedy() -> None:
+        np.empty(2**46)
+
+    monkeypatch.setattr(cli, "app", greedy)
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 2
+    assert re.fullmatch(
+        r"onenet-bench: this takes more memory than there is \(.*\); ask for .*\n", capsys.readouterr().err
+    )
+
+
+def test_json_has_null_for_what_is_no_number(capsys: pytest.CaptureFixture[str]) -> None:
+    print_json({"scores": {"miou": math.nan, "dice": 0.5}, "values": [math.inf, (1, -math.inf)], "name": "nan"})
+    said = json.loads(capsys.readouterr().out, parse_constant=lambda word: pytest.fail(f"{word} is no JSON"))
+    assert said == {"scores": {"miou": None, "dice": 0.5}, "values": [None, [1, None]], "name": "nan"}
 
 
 def test_a_name_is_no_markup(tmp_path: Path) -> None:
@@ -145,8 +170,9 @@ def test_ctrl_c_ends_with_a_report_and_resume_goes_on(tmp_path: Path) -> None:
     time.sleep(0.5)
     assert not processes_in(tmp_path), "no worker is left"
     done = sum(r.status == "complete" for r in ledger.records(ledger.read(tmp_path / "run")))
-    said = answer("sweep", "--resume", "run", "--trials", str(done + 1), cwd=tmp_path)
-    assert said["ended"] == f"{done + 1} candidates were trained"
+    more = str(done + 3)  # two may have been in flight
+    said = answer("sweep", "--resume", "run", "--trials", more, cwd=tmp_path)
+    assert said["ended"] == f"{more} candidates were trained"
     assert said["front"] == answer("front", "run", cwd=tmp_path)
 
 

@@ -21,6 +21,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
+from safetensors.torch import save_file
 
 from onenet_bench import cli, data, inference, models, training
 from onenet_bench.data import tiny
@@ -576,6 +577,14 @@ def test_wrong_input_is_one_sentence_and_leaves_nothing(
     assert re.search(sentence, said.err), said.err
     assert said.err.count("\n") == 1
     assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize("spec", ["[]", "3", "{", "{}"])
+def test_a_checkpoint_whose_net_is_none_is_refused(spec: str, tmp_path: Path) -> None:
+    path = tmp_path / "odd.safetensors"
+    save_file({"weight": torch.zeros(1)}, path, {"spec": spec, "facts": "{}"})
+    with pytest.raises(SpecError, match=r"written by onenet-bench, but .*odd.safetensors is not"):
+        models.load_checkpoint(path)
 
 
 def test_a_checkpoint_without_its_task_is_refused(tmp_path: Path) -> None:

@@ -16,3 +16,7 @@ def main() -> None:
     except OnenetBenchError as error:
         print(f"onenet-bench: {error}", file=sys.stderr)
         sys.exit(2)
+    except MemoryError as error:
+        print(f"onenet-bench: this takes more memory than there is ({error}); ask for a smaller resolution, batch or "
+              "data set", file=sys.stderr)  # fmt: skip
+        sys.exit(2)

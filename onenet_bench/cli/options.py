@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import shlex
 import sys
@@ -62,7 +63,9 @@ Batch = Annotated[int | None, typer.Option(help="Images per optimiser step.")]
 LearningRate = Annotated[float | None, typer.Option(help="Peak learning rate.")]
 Precision = Annotated[str | None, typer.Option(help="float32 or bf16.")]
 Compiled = Annotated[bool, typer.Option("--compile", help="Train through torch.compile (off on every device).")]
-Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads (all cores).")]
+MOST_THREADS = 1024
+"""Of one process; some thousands more end it without a word."""
+Threads = Annotated[int | None, typer.Option(min=1, max=MOST_THREADS, help="CPU threads (all cores).")]
 CheckpointFile = Annotated[Path, typer.Argument(help="A net's weights, as train and sweep leave them.")]
 
 
@@ -150,4 +153,13 @@ def print_table(table: Any) -> None:
 
 
 def print_json(value: Any) -> None:
-    print(json.dumps(value, indent=1, allow_nan=False))
+    print(json.dumps(_finite(value), indent=1, allow_nan=False))
+
+
+def _finite(value: Any) -> Any:
+    """``value`` with null for what is no number, which JSON does not have."""
+    if isinstance(value, dict):
+        return {name: _finite(part) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from onenet_bench.cli.options import (
+    MOST_THREADS,
     REPORTS,
     RUNS,
     Batch,
@@ -60,7 +61,9 @@ def sweep(
     precision: Precision = None,
     seed: Seed = 0,
     workers: Annotated[int | None, typer.Option(min=1, help="Trials at a time (as many as cores).")] = None,
-    threads: Annotated[int | None, typer.Option(min=1, help="Threads per trial (cores / workers).")] = None,
+    threads: Annotated[
+        int | None, typer.Option(min=1, max=MOST_THREADS, help="Threads per trial (cores / workers).")
+    ] = None,
     device: Device = "cpu",
     compiled: Compiled = False,
     latency: Annotated[str | None, typer.Option(help="What latency_ms is timed on: onnxruntime, or torch.")] = None,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shlex
 import sys
 from dataclasses import replace
 from datetime import datetime
@@ -40,6 +41,7 @@ from onenet_bench.cli.options import (
     read_recipe,
 )
 from onenet_bench.errors import OnenetBenchError, RecipeError, known
+from onenet_bench.files import whole
 
 if TYPE_CHECKING:
     from onenet_bench.recipe import Recipe
@@ -140,13 +142,19 @@ def train(
             write(progress)
         return True
 
-    record = evaluate(
-        spec, task, chosen, device=device, run=folder, weights=pretrained, on_epoch=heard, checkpoints=checkpoints,
-        compiled=compiled,
-    )  # fmt: skip
+    try:
+        record = evaluate(
+            spec, task, chosen, device=device, run=folder, weights=pretrained, on_epoch=heard, checkpoints=checkpoints,
+            compiled=compiled,
+        )  # fmt: skip
+    except KeyboardInterrupt:
+        again = shlex.join(["onenet-bench", "train", "--resume", str(folder)])
+        print(f"interrupted; go on with: {again}" if checkpoints.path.exists() else "interrupted", file=sys.stderr)
+        raise typer.Exit(130) from None
     if started_from:
         record = replace(record, provenance={**record.provenance, "weights": started_from})
-    (folder / "record.json").write_text(json.dumps(record.to_dict(), indent=1), encoding="utf-8")
+    with whole(folder / "record.json") as draft:
+        draft.write_text(json.dumps(record.to_dict(), indent=1), encoding="utf-8")
     if record.status is Status.FAILED:
         print(f"onenet-bench: training failed: {record.reason}", file=sys.stderr)
         raise typer.Exit(1)

@@ -46,10 +46,16 @@ def open_task(
         DataError: the kind is unknown, or what it names cannot be used; the message names the file.
     """
     kind, _, where = data.partition(":")
+    source = _source(kind)
     request = Request(
         data=data, where=where, resolution=resolution, seed=seed, train=train, validation=validation, test=test
     )
-    return _source(kind).open(request)
+    try:
+        return source.open(request)
+    except OSError as error:
+        raise DataError(
+            f"the files of {data} must be readable, but {error.filename or where} is not ({error.strerror})"
+        ) from error
 
 
 def load(task: Task) -> Splits:
@@ -58,14 +64,17 @@ def load(task: Task) -> Splits:
     Raises:
         DataError: what ``task.data`` names is no longer what the task was opened on.
     """
-    now = open_task(
-        task.data,
-        resolution=task.resolution,
-        seed=task.seed,
-        train=task.train,
-        validation=task.validation,
-        test=task.test,
-    )
+    try:
+        now = open_task(
+            task.data,
+            resolution=task.resolution,
+            seed=task.seed,
+            train=task.train,
+            validation=task.validation,
+            test=task.test,
+        )
+    except DataError as error:
+        raise DataError(f"a task must find the data it was opened on: {error}") from error
     if now.content != task.content:
         raise DataError(
             f"a task must find the data it was opened on, but the content of {task.data} was {task.content} and "

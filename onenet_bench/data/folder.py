@@ -223,7 +223,9 @@ def channels_and_size(path: Path) -> tuple[int, bool, tuple[int, int]]:
         return (1 if array.ndim == 2 else array.shape[2]), array.dtype == np.uint16, array.shape[:2]
     with open_image(path) as image:
         if image.mode == "F":
-            raise DataError(f"an image has 8 or 16 bits a channel, but {path} is of floating point; save it as .npy")
+            raise DataError(
+                f"an image has 8 or 16 bits a channel, but {path} is of floating point; scale it to 16 bits"
+            )
         gray = image.mode in ("1", "L", "LA", "La", *_SIXTEEN_BIT)
         return (1 if gray else 3), image.mode in _SIXTEEN_BIT, (image.height, image.width)
 

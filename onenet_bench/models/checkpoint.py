@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,21 +11,17 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from onenet_bench.errors import SpecError
+from onenet_bench.files import whole
 from onenet_bench.models.unet import UNet, build
 from onenet_bench.spec import NetSpec
 
 
 def save_checkpoint(net: UNet, path: Path, facts: Mapping[str, Any]) -> None:
     """Write weights, spec and JSON-ready ``facts`` (task, recipe, scores, …) to ``path``, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     state = {name: value.detach().cpu().contiguous() for name, value in net.state_dict().items()}
     header = {"spec": json.dumps(net.spec.to_dict()), "facts": json.dumps(dict(facts))}
-    half_written = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        save_file(state, half_written, metadata=header)
-        os.replace(half_written, path)
-    finally:
-        half_written.unlink(missing_ok=True)
+    with whole(path) as draft:
+        save_file(state, draft, metadata=header)
 
 
 def load_checkpoint(path: Path) -> tuple[UNet, dict[str, Any]]:
@@ -36,7 +31,7 @@ def load_checkpoint(path: Path) -> tuple[UNet, dict[str, Any]]:
             header = file.metadata() or {}
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (no mapping)
         spec, facts = NetSpec.from_dict(json.loads(header["spec"])), json.loads(header["facts"])
-    except (OSError, SafetensorError, KeyError, ValueError) as error:
+    except (OSError, SafetensorError, KeyError, ValueError, TypeError, AttributeError) as error:
         raise SpecError(
             f"a checkpoint is a safetensors file written by onenet-bench, but {path} is not: {error}"
         ) from error

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import tempfile
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
@@ -18,6 +17,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from onenet_bench.errors import OnenetBenchError
+from onenet_bench.files import whole
 
 OPSET = 20
 """Torch's own default, which onnxruntime reads from 1.17 on."""
@@ -42,9 +42,9 @@ def to_onnx(net: nn.Module, path: Path, *, shape: tuple[int, int, int], stock: b
     check_installed()
     some = next(net.parameters())
     example = torch.zeros(2, *shape, dtype=some.dtype)  # two images: one would fix the batch
-    with _whole(path) as half_written, _quiet():
+    with whole(path) as draft, _quiet():
         torch.onnx.export(
-            net, (example,), half_written, dynamo=True, opset_version=OPSET, external_data=False, verbose=False,
+            net, (example,), draft, dynamo=True, opset_version=OPSET, external_data=False, verbose=False,
             input_names=[INPUT], output_names=[OUTPUT], dynamic_shapes=({0: torch.export.Dim("batch")},),
             custom_translation_table=None if stock else {torch.ops.aten.pixel_shuffle.default: _shuffled},
         )  # fmt: skip
@@ -86,11 +86,11 @@ def to_int8(path: Path, out: Path, images: Iterable[NDArray[np.float32]]) -> Non
             batch = next(self.batches, None)
             return None if batch is None else {INPUT: batch}
 
-    with _whole(out) as half_written, _quiet(), tempfile.TemporaryDirectory() as folder:
+    with whole(out) as draft, _quiet(), tempfile.TemporaryDirectory() as folder:
         prepared = Path(folder) / "prepared.onnx"
         quant_pre_process(path, prepared, skip_symbolic_shape=True)
         quantize_static(
-            prepared, half_written, Reader(), quant_format=QuantFormat.QDQ, per_channel=True, reduce_range=True,
+            prepared, draft, Reader(), quant_format=QuantFormat.QDQ, per_channel=True, reduce_range=True,
             activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8, nodes_to_exclude=_flattened(prepared),
         )  # fmt: skip
 
@@ -132,18 +132,6 @@ def versions() -> Mapping[str, str]:
     from importlib.metadata import version
 
     return {name: version(name) for name in ("torch", *PACKAGES)}
-
-
-@contextmanager
-def _whole(path: Path) -> Iterator[Path]:
-    """A name to write to, which becomes ``path`` where nothing goes wrong."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    half_written = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        yield half_written
-        os.replace(half_written, path)
-    finally:
-        half_written.unlink(missing_ok=True)
 
 
 @contextmanager

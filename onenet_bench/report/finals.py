@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +83,11 @@ class FinalFacts:
     optimism: float | None
 
     @property
+    def ordered(self) -> list[Contestant]:
+        """All, dearest first."""
+        return sorted(self.contestants, key=lambda c: -(c.costs.get(self.costs[0]) or 0))
+
+    @property
     def found(self) -> list[Contestant]:
         """Those of the search."""
         return [one for one in self.contestants if one.trial is not None]
@@ -98,14 +103,15 @@ def final_facts(run: Run) -> FinalFacts | None:
     folder = run.path / ledger.FINAL
     if not (folder / ledger.FILE).exists():
         return None
-    events = ledger.read(folder)
-    asked = [event for event in events if "contestants" in event][-1]
-    seeds = tuple(asked["seeds"])
-    made: dict[str, dict[int, Record]] = {}
-    for record in ledger.records(events):
-        if record.spec is not None and record.recipe.seed in seeds:
-            made.setdefault(record.spec.digest(), {})[record.recipe.seed] = record
-    specs = [NetSpec.from_dict(one["spec"]) for one in asked["contestants"]]
+    with ledger.understood(folder):
+        events = ledger.read(folder)
+        asked = [event for event in events if "contestants" in event][-1]
+        seeds = tuple(asked["seeds"])
+        made: dict[str, dict[int, Record]] = {}
+        for record in ledger.records(events):
+            if record.spec is not None and record.recipe.seed in seeds:
+                made.setdefault(record.spec.digest(), {})[record.recipe.seed] = record
+        specs = [NetSpec.from_dict(one["spec"]) for one in asked["contestants"]]
     trainings = [list(made.get(spec.digest(), {}).values()) for spec in specs]
     complete = [[r for r in records if r.status is Status.COMPLETE] for records in trainings]
     field = "test_scores" if all(r.test_scores for records in complete for r in records) else "scores"
@@ -173,8 +179,6 @@ def _probabilities(
 
 def rows_of(facts: FinalFacts) -> list[dict[str, Any]]:
     """The contestants as text, dearest first: what the page and the terminal show."""
-    first = facts.costs[0]
-    ordered = sorted(facts.contestants, key=lambda c: -(c.costs.get(first) or 0))
     return [
         {
             "name": c.name,
@@ -187,7 +191,7 @@ def rows_of(facts: FinalFacts) -> list[dict[str, Any]]:
             "costs": [show(name, c.costs.get(name)) for name in facts.costs],
             "failed": c.failed,
         }
-        for c in ordered
+        for c in facts.ordered
     ]
 
 
@@ -220,9 +224,19 @@ def _many(number: int, what: str) -> str:
 
 
 def final_rows(run: Path) -> list[dict[str, Any]] | None:
-    """The final trainings of the run in folder ``run``, as text by column; None where there are none."""
+    """The final trainings of the run in folder ``run`` as JSON-ready numbers, dearest first; None where there are
+    none."""
     facts = final_facts(read_run(run))
-    return None if facts is None else rows_of(facts)
+    if facts is None:
+        return None
+    return [
+        {
+            "name": c.name, "trial": c.trial, "digest": c.spec.digest(), "label": c.spec.label(),
+            "searched": c.searched, "validation": c.validation and asdict(c.validation),
+            "test": c.test and asdict(c.test), "probability": c.probability, "costs": dict(c.costs), "failed": c.failed,
+        }
+        for c in facts.ordered
+    ]  # fmt: skip
 
 
 def final_table(run: Path) -> Table | None:

@@ -173,18 +173,19 @@ def reproduction_facts(run: Path) -> Reproduction:
     absent: dict[str, str] = {}
     command = ""
     told: dict[tuple[str, str, int], _Told] = {}
-    for event in events:
-        if event["event"] in ("run", "resume"):
-            wanted = event["asked"]
-            asked |= {(d, m, s) for d in wanted["data"] for m in wanted["methods"] for s in wanted["seeds"]}
-            absent = {name: why for name, why in absent.items() if name not in wanted["data"]} | event["absent"]
-            command = event["command"]
-        elif event["event"] == "tell":
-            record = Record.from_dict(event["record"])
-            key = (record.choices["data"], record.choices["method"], record.recipe.seed)
-            told[key] = _Told(record, event["test"])
-    table, settings = TABLES[header["table"]], header["settings"]
-    deviations = [Deviation(sentence=sentence, everywhere=True) for sentence in _everywhere(settings)]
+    with ledger.understood(run):
+        for event in events:
+            if event["event"] in ("run", "resume"):
+                wanted = event["asked"]
+                asked |= {(d, m, s) for d in wanted["data"] for m in wanted["methods"] for s in wanted["seeds"]}
+                absent = {name: why for name, why in absent.items() if name not in wanted["data"]} | event["absent"]
+                command = event["command"]
+            elif event["event"] == "tell":
+                record = Record.from_dict(event["record"])
+                key = (record.choices["data"], record.choices["method"], record.recipe.seed)
+                told[key] = _Told(record, event["test"])
+        table, settings = TABLES[header["table"]], header["settings"]
+        deviations = [Deviation(sentence=sentence, everywhere=True) for sentence in _everywhere(settings)]
     cells = []
     for data in table.data:
         for method in table.rows:

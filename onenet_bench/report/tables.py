@@ -102,26 +102,27 @@ class Run:
 
 def read_run(run: Path) -> Run:
     """Read the run in folder ``run``. Raises LedgerError where there is no ledger that can be read."""
-    events = ledger.read(run)
-    records = ledger.records(events)
-    told = {record.trial for record in records}
-    asked = dict.fromkeys(event["trial"] for event in events if event["event"] == "ask")
-    last = [event for event in events if event["event"] in ("run", "resume", "end")][-1]
-    trials = [event["trials"] for event in events if event["event"] in ("run", "resume") and event.get("trials")]
-    return Run(
-        path=run,
-        head=events[0],
-        records=tuple(records),
-        frame=ledger.frame(records),
-        objectives=pareto.objectives(events[0]["objectives"]),
-        trials=trials[-1] if trials else 0,
-        ended=str(last.get("reason", "")) if last["event"] == "end" else None,
-        resumed=sum(event["event"] == "resume" for event in events),
-        under_way=tuple(trial for trial in asked if trial not in told),
-        audits=tuple(event for event in events if event["event"] == "audit"),
-        promoted=sum(event["event"] == "promote" for event in events),
-        epochs=len({(event["trial"], event["epoch"]) for event in events if event["event"] == "report"}),
-    )
+    with ledger.understood(run):
+        events = ledger.read(run)
+        records = ledger.records(events)
+        told = {record.trial for record in records}
+        asked = dict.fromkeys(event["trial"] for event in events if event["event"] == "ask")
+        last = [event for event in events if event["event"] in ("run", "resume", "end")][-1]
+        trials = [event["trials"] for event in events if event["event"] in ("run", "resume") and event.get("trials")]
+        return Run(
+            path=run,
+            head=events[0],
+            records=tuple(records),
+            frame=ledger.frame(records),
+            objectives=pareto.objectives(events[0]["objectives"]),
+            trials=trials[-1] if trials else 0,
+            ended=str(last.get("reason", "")) if last["event"] == "end" else None,
+            resumed=sum(event["event"] == "resume" for event in events),
+            under_way=tuple(trial for trial in asked if trial not in told),
+            audits=tuple(event for event in events if event["event"] == "audit"),
+            promoted=sum(event["event"] == "promote" for event in events),
+            epochs=len({(event["trial"], event["epoch"]) for event in events if event["event"] == "report"}),
+        )
 
 
 def pairs(chosen: Sequence[pareto.Objective]) -> list[tuple[pareto.Objective, pareto.Objective]]:

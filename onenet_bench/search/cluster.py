@@ -34,6 +34,7 @@ import numpy as np
 
 from onenet_bench import data
 from onenet_bench.errors import LedgerError, RecipeError
+from onenet_bench.files import whole
 from onenet_bench.recipe import Recipe
 from onenet_bench.record import Record, usable_cores
 from onenet_bench.search import client, connection, trial
@@ -119,7 +120,7 @@ def run(
     folder = folder.resolve()
     cpus = wanted * takes["CPU"]
     with (
-        connection.scratch() as scratch, connection.environment(connection.QUIET),
+        connection.scratch() as scratch, trial.environment(connection.QUIET),
         connection.to(cluster.address, cpus=cpus, variables=variables, folder=scratch, dashboard=cluster.dashboard),
     ):  # fmt: skip
         most = connection.capacity(takes)
@@ -260,7 +261,7 @@ def _death(said: str) -> str:
 
 def _tune_away(driver: client.Absent, mark: str, *arguments: Any) -> None:
     """``_tune`` in a process of the cluster."""
-    with connection.scratch() as scratch, connection.environment(connection.QUIET):
+    with connection.scratch() as scratch, trial.environment(connection.QUIET):
         _tune(driver, mark, *arguments, scratch=scratch)
 
 
@@ -450,8 +451,5 @@ def _states(folder: Path, number: int) -> dict[str, bytes]:
 def _unpack(folder: Path, files: Mapping[str, bytes]) -> None:
     """Put ``files`` below ``folder``, each whole or not at all."""
     for place, content in files.items():
-        path = folder / place
-        path.parent.mkdir(parents=True, exist_ok=True)
-        half_written = path.with_name(f".{path.name}.part")
-        half_written.write_bytes(content)
-        os.replace(half_written, path)
+        with whole(folder / place) as draft:
+            draft.write_bytes(content)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from onenet_bench.errors import RecipeError
+from onenet_bench.search.trial import environment
 
 QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -124,18 +125,3 @@ def capacity(takes: Mapping[str, float]) -> int:
             f"largest has {has}; ask for less with --cpus-per-trial, --gpus-per-trial or --threads"
         )
     return most
-
-
-@contextmanager
-def environment(values: Mapping[str, str]) -> Iterator[None]:
-    """``values`` in the environment while the block runs."""
-    before = {name: os.environ.get(name) for name in values}
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value

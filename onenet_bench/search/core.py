@@ -283,7 +283,8 @@ class Core:
             self._ledger.append("tell", {"trial": trial, "record": record.to_dict()}, sync=len(self._paused) == 1)
             del self._paused[trial]
             self._told(record)
-        self.ended = reason
+        failed = sum(record.status is Status.FAILED for record in self.records)
+        self.ended = f"{reason}; {failed} failed" if failed else reason
 
     # Reporting and telling ---------------------------------------------------------------------------
 

@@ -63,7 +63,8 @@ def train(core: Core, run: Path, *, seeds: int, carry_out: Callable[[Final, Path
             book.append("run", {**head, **asked, "machine": asdict(Machine.here()), "provenance": provenance()})
         else:
             book.append("resume", {"trials": total, **asked, "provenance": provenance()})
-        final = Final(book, events, replace(core.search, trials=total), nets, chosen)
+        with ledger.understood(folder):
+            final = Final(book, events, replace(core.search, trials=total), nets, chosen)
         try:
             carry_out(final, folder)
         except KeyboardInterrupt:

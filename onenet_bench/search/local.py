@@ -79,7 +79,8 @@ def run(
     engine = _Engine(core=core, folder=folder, threads=threads, device=device, heard=heard, limit_s=limit_s,
                      compiled=compiled, carry_out=carry_out)  # fmt: skip
     task = json.dumps(core.search.task.to_dict())
-    with _environment({**trial.ENVIRONMENT, "OMP_NUM_THREADS": str(threads), trial.PIXELS_OF: task}):
+    wanted = {**trial.ENVIRONMENT, "OMP_NUM_THREADS": str(threads), trial.PIXELS_OF: task}
+    with trial.environment({name: value for name, value in wanted.items() if name not in os.environ}):
         try:
             while True:
                 while len(engine.busy) < workers and (job := core.ask()) is not None:
@@ -292,18 +293,6 @@ def _death(code: int | None) -> str:
         hint = ", which the system sends when memory runs out" if name == "SIGKILL" else ""
         return f"its process was ended by {name}{hint}"
     return f"its process ended without a word, with exit code {code}"
-
-
-@contextmanager
-def _environment(values: Mapping[str, str]) -> Iterator[None]:
-    """``values`` in the environment of what is started inside; what the user has set himself stays."""
-    added = {name: value for name, value in values.items() if name not in os.environ}
-    os.environ.update(added)
-    try:
-        yield
-    finally:
-        for name in added:
-            del os.environ[name]
 
 
 @contextmanager

@@ -75,15 +75,18 @@ def resume(
     checkpoint."""
     with Ledger(folder, create=False) as book:
         events = ledger.read(folder)
-        search = Search.from_dict(events[0])
-        for event in events:
-            if event["event"] == "resume" and event["trials"] is not None:
-                search = replace(search, trials=event["trials"])
+        with ledger.understood(folder):
+            search = Search.from_dict(events[0])
+            for event in events:
+                if event["event"] == "resume" and event["trials"] is not None:
+                    search = replace(search, trials=event["trials"])
         if trials is not None:
             search = replace(search, trials=trials)
         data.load(search.task)  # the same data must still be there
         book.append("resume", {"trials": trials, "provenance": provenance()})
-        return _carry_out(Core(book, events[1:], search, memory_mib=memory_mib), book, folder, engine, final)
+        with ledger.understood(folder):
+            core = Core(book, events[1:], search, memory_mib=memory_mib)
+        return _carry_out(core, book, folder, engine, final)
 
 
 def _carry_out(core: Core, book: Ledger, folder: Path, engine: Engine, final: int) -> Core:

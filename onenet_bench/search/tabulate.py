@@ -15,6 +15,7 @@ seed, all of them with the first seed, then with the next, so that a table in th
 from __future__ import annotations
 
 import csv
+import fcntl
 import hashlib
 import io
 import json
@@ -22,8 +23,9 @@ import math
 import multiprocessing
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -34,6 +36,7 @@ import pandas as pd
 from onenet_bench import costs
 from onenet_bench.budget import excess
 from onenet_bench.errors import LedgerError, RecipeError, SpaceError, SpecError
+from onenet_bench.files import whole
 from onenet_bench.pareto import losses, non_dominated
 from onenet_bench.recipe import Recipe
 from onenet_bench.record import COSTS, SCORES, Machine, Record, Status, provenance
@@ -150,14 +153,17 @@ class Tabulated:
 
 def read(folder: Path) -> Tabulated:
     """The table in ``folder``, whole or in the making. Raises LedgerError where there is none."""
+    facts = _question(folder)
     try:
-        facts = json.loads((folder / QUESTION).read_text(encoding="utf-8"))
         nets = pd.read_csv(folder / NETS, index_col="net")
         scores = pd.read_csv(folder / SCORED)
     except (OSError, ValueError) as error:
-        raise LedgerError(f"a table is a folder with {QUESTION}, {NETS} and {SCORED}, but {folder}: {error}") from error
-    question = Question.from_dict(facts)
-    return Tabulated(question=question, facts=facts, nets=nets, scores=scores)
+        raise _no_table(folder, error) from error
+    return Tabulated(question=Question.from_dict(facts), facts=facts, nets=nets, scores=scores)
+
+
+def _no_table(folder: Path, error: Exception) -> LedgerError:
+    return LedgerError(f"a table is a folder with {QUESTION}, {NETS} and {SCORED}, but {folder}: {error}")
 
 
 def tabulate(
@@ -167,15 +173,22 @@ def tabulate(
     """Train what the table in ``folder`` still lacks, ``workers`` nets at a time with a thread each.
 
     ``heard`` is told after every training how many there are, and of how many. Seeds may be added to a table that is
-    there. Raises LedgerError where the folder holds the table of another question.
+    there. Raises LedgerError where the folder holds anything else, cannot be written, or is at work already.
     """
     rows = distinct(question)
-    try:
+    with _writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise LedgerError(f"a table's folder must be writable, but {folder} is not: {error.strerror}") from error
-    _begin(question, rows, folder, command)
-    done = _mend(folder / SCORED, question.recipe.epochs)
+    with _alone(folder):
+        return _go_on(question, rows, folder, command, workers, heard)
+
+
+def _go_on(
+    question: Question, rows: Mapping[str, Row], folder: Path, command: str, workers: int,
+    heard: Callable[[int, int], None],
+) -> Tabulated:  # fmt: skip
+    with _writing(folder):
+        _begin(question, rows, folder, command)
+        done = _mend(folder / SCORED, question.recipe.epochs)
     digests = sorted(rows)
     np.random.default_rng(0).shuffle(digests)
     todo = [(name, seed) for seed in question.seeds for name in digests if (name, seed) not in done]
@@ -194,13 +207,43 @@ def tabulate(
                 running.add(pool.submit(train, rows[name].spec, question.task, replace(question.recipe, seed=seed)))
             ended, running = wait(running, return_when=FIRST_COMPLETED)
             for future in ended:
-                book.write(future.result())
-                book.flush()
+                trained = future.result()
+                with _writing(folder):
+                    book.write(trained)
+                    book.flush()
                 number += 1
                 heard(number, of)
     found = read(folder)
-    (folder / CARD).write_text(card(found), encoding="utf-8")
+    with _writing(folder):
+        _write(folder / CARD, card(found))
     return found
+
+
+@contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    """Say in one sentence what the disk refuses."""
+    try:
+        yield
+    except OSError as error:
+        raise LedgerError(f"a table's folder must be writable, but {folder} is not: {error.strerror}") from error
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """With a lock that dies with its owner."""
+    with _writing(folder):
+        handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(handle)
+        raise LedgerError(
+            f"a table belongs to one process at a time, but another one fills {folder}; wait for it"
+        ) from error
+    try:
+        yield
+    finally:
+        os.close(handle)
 
 
 def train(spec: NetSpec, task: Task, recipe: Recipe) -> str:
@@ -340,7 +383,7 @@ def _begin(question: Question, rows: Mapping[str, Row], folder: Path, command: s
     made = {"command": command, "machine": asdict(Machine.here()), "provenance": provenance()}
     facts = {**asked, **made}
     if (folder / QUESTION).exists():
-        there = json.loads((folder / QUESTION).read_text(encoding="utf-8"))
+        there = _question(folder)
         for name in ("space", "task", "recipe"):
             if there[name] != asked[name]:
                 raise LedgerError(
@@ -351,26 +394,59 @@ def _begin(question: Question, rows: Mapping[str, Row], folder: Path, command: s
             added = [*there.get("added", []), {"seeds": new, **made}]
             facts = {**there, "seeds": sorted({*there["seeds"], *new}), "added": added}
     else:
-        (folder / SCORED).write_text(",".join(COLUMNS) + "\n", encoding="utf-8")
-    (folder / QUESTION).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+        if others := sorted(p.name for p in folder.iterdir() if p.name != SCORED and not p.name.startswith(".")):
+            raise LedgerError(f"a table has a folder of its own, but {folder} holds {others[0]}; give another --out")
+        _write(folder / SCORED, ",".join(COLUMNS) + "\n")
+    _write(folder / QUESTION, json.dumps(facts, indent=1) + "\n")
     nets = [{"net": name, "label": row.spec.label(), **row.choices, **row.costs} for name, row in rows.items()]
-    pd.DataFrame(nets).to_csv(folder / NETS, index=False)  # counted anew each time
+    _write(folder / NETS, pd.DataFrame(nets).to_csv(index=False))  # counted anew each time
+
+
+def _question(folder: Path) -> dict[str, Any]:
+    """What ``table.json`` says. Raises LedgerError where there is none, or it is damaged."""
+    try:
+        facts: dict[str, Any] = json.loads((folder / QUESTION).read_text(encoding="utf-8"))
+        Question.from_dict(facts)
+    except OSError as error:
+        raise _no_table(folder, error) from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise LedgerError(
+            f"a table's {QUESTION} says what was asked, but that of {folder} is damaged "
+            f"({type(error).__name__}: {error}); restore it from a copy"
+        ) from error
+    return facts
+
+
+def _write(path: Path, text: str) -> None:
+    """What a table says already took hours: it is replaced whole or not at all."""
+    with whole(path, durable=True) as draft:
+        draft.write_text(text, encoding="utf-8")
 
 
 def _mend(path: Path, epochs: int) -> set[tuple[str, int]]:
-    """The trainings in ``scores.csv``, of which a last one that a crash has torn is cut off."""
+    """The trainings in ``scores.csv``, of which a last one that a crash has torn is cut off.
+
+    Raises LedgerError where it is damaged elsewhere.
+    """
     text = path.read_text(encoding="utf-8")
-    whole = text[: text.rfind("\n") + 1].splitlines(keepends=True)
-    kept, seen = whole[:1], set()
+    rows = text[: text.rfind("\n") + 1].splitlines(keepends=True)
+    kept, seen = rows[:1], set()
     at = 1
-    while at < len(whole):
-        name, seed, epoch, *_ = whole[at].split(",")
-        size = 1 if int(epoch) == FAILED else epochs
-        if len(whole) < at + size:
+    while at < len(rows):
+        try:
+            name, seed, epoch = rows[at].split(",")[:3]
+            size = 1 if int(epoch) == FAILED else epochs
+            key = (name, int(seed))
+        except ValueError as error:
+            raise LedgerError(
+                f"every line of a table's scores is an epoch's, but line {at + 1} of {path} is not; restore the file "
+                "from a copy"
+            ) from error
+        if len(rows) < at + size:
             break
-        kept += whole[at : at + size]
-        seen.add((name, int(seed)))
+        kept += rows[at : at + size]
+        seen.add(key)
         at += size
     if (mended := "".join(kept)) != text:
-        path.write_text(mended, encoding="utf-8")
+        _write(path, mended)
     return seen

@@ -11,8 +11,10 @@ Engines (``local``, ``cluster``) differ in where a trial's process runs, and in 
 from __future__ import annotations
 
 import json
+import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from functools import lru_cache
 from pathlib import Path
@@ -156,3 +158,18 @@ def failed(core: Core | Final, job: Job, reason: str, history: Sequence[Mapping[
         costs=job.costs, history=tuple(history), seconds=history[-1]["seconds"] if history else 0.0,
         provenance=provenance(),
     )  # fmt: skip
+
+
+@contextmanager
+def environment(values: Mapping[str, str]) -> Iterator[None]:
+    """``values`` in the environment while the block runs."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value

@@ -26,17 +26,18 @@ def earlier(run: Path, search: Search) -> tuple[Record, ...]:
     if search.sampler != "frontier":
         raise SpaceError(f"a warm start needs the sampler frontier, but got {search.sampler}; choose frontier")
     events = ledger.read(run)
-    theirs, ours = _asked(events[0]), _asked(search.to_dict())
-    for what in ours:
-        if theirs[what] != ours[what]:
+    with ledger.understood(run):
+        theirs = _asked(events[0])
+        found = [*map(Record.from_dict, events[0].get("earlier", ())), *ledger.records(events)]
+    for what, ours in _asked(search.to_dict()).items():
+        if theirs[what] != ours:
             raise SpaceError(
                 f"a warm start needs a run over the same space, task and recipe, but the {what} of {run} is another; "
                 f"choose another run, or search as it did"
             )
-    before = map(Record.from_dict, events[0].get("earlier", ()))
     return tuple(
         replace(record, history=(), per_class={}, artifacts={})
-        for record in (*before, *ledger.records(events))
+        for record in found
         if record.status is not Status.REJECTED
     )
 

@@ -7,7 +7,6 @@ in its header. It is replaced whole or not at all. No pickle is ever read.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,6 +18,7 @@ from safetensors.torch import save_file
 from torch import Generator, Tensor, nn
 
 from onenet_bench.errors import RecipeError
+from onenet_bench.files import whole
 
 FILE = "state.safetensors"
 
@@ -76,12 +76,8 @@ def save_state(state: State, path: Path) -> None:
     if gpu := _gpu(state.net):
         tensors["gpu"] = torch.cuda.get_rng_state(gpu)
     header = {"training": json.dumps({"facts": state.facts, "asked": state.asked})}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    half_written = path.with_name(f".{path.name}.part")
-    save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, half_written, header)
-    with half_written.open("rb") as file:
-        os.fsync(file.fileno())
-    os.replace(half_written, path)
+    with whole(path, durable=True) as draft:
+        save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, draft, header)
 
 
 def restore_state(state: State, path: Path) -> State:

@@ -7,7 +7,6 @@ resumed training does again replaces what stood there.
 from __future__ import annotations
 
 import csv
-import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from importlib import import_module
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from onenet_bench.errors import RecipeError
+from onenet_bench.files import whole
 from onenet_bench.record import SCORES
 
 Log = Callable[[Mapping[str, Any]], None]
@@ -35,12 +35,10 @@ def csv_log(folder: Path) -> Iterator[Log]:
         if path.exists():
             with path.open(encoding="utf-8", newline="") as file:
                 rows = [row for row in csv.DictReader(file) if int(row["epoch"]) < epoch["epoch"]]
-        half_written = path.with_name(f".{path.name}.part")
-        with half_written.open("w", encoding="utf-8", newline="") as file:
+        with whole(path) as draft, draft.open("w", encoding="utf-8", newline="") as file:
             table = csv.DictWriter(file, COLUMNS, restval="", extrasaction="ignore")
             table.writeheader()
             table.writerows([*rows, epoch])
-        os.replace(half_written, path)
 
     yield write
 

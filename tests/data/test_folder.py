@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import struct
 import zlib
@@ -292,6 +293,15 @@ def _other_name(root: Path) -> None:
         (root / part / "3.png").rename(root / part / "4.png")
 
 
+def test_files_that_may_not_be_read_are_named(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(self: Path) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(self))
+
+    monkeypatch.setattr(Path, "iterdir", refuse)
+    with pytest.raises(DataError, match=r"must be readable, but .*set/images is not \(Permission denied\)"):
+        _open(root)
+
+
 def _add_names(root: Path) -> None:
     (root / "classes.txt").write_text("a\nb\n")
 
@@ -300,7 +310,12 @@ def _add_split(root: Path) -> None:
     (root / "split.json").write_text(json.dumps({"train": ["0", "1"], "validation": ["2"], "test": ["3"]}))
 
 
-@pytest.mark.parametrize("change", [_brighter_image, _other_mask, _other_name, _add_names, _add_split])
+def _remove_a_pair(root: Path) -> None:
+    (root / "images/3.png").unlink()
+    (root / "masks/3.png").unlink()
+
+
+@pytest.mark.parametrize("change", [_brighter_image, _other_mask, _other_name, _add_names, _add_split, _remove_a_pair])
 def test_a_task_notices_changed_files(root: Path, change: Callable[[Path], None]) -> None:
     task = _open(root)
     data.load(task)

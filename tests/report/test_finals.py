@@ -16,7 +16,7 @@ from onenet_bench import ledger, pareto
 from onenet_bench.ledger import Ledger
 from onenet_bench.record import SCHEMA, Record, Status
 from onenet_bench.report import build_page
-from onenet_bench.report.finals import Spread, final_facts, final_words, rows_of
+from onenet_bench.report.finals import Spread, final_facts, final_rows, final_words, rows_of
 from onenet_bench.report.tables import read_run
 from tests.report.conftest import MakeRun, Written, net, scores_of
 
@@ -88,6 +88,23 @@ def test_means_deviations_and_the_searchs_luck(run: Written) -> None:
     lucky = statistics.fmean(searched[name] - np.mean(values[name]) - 0.01 for name in names)
     assert facts.optimism == pytest.approx(lucky)
     assert f"{abs(lucky):.3f} {'higher' if lucky >= 0 else 'lower'}" in final_words(facts)
+
+
+def test_rows_are_numbers(run: Written) -> None:
+    first, second, _ = (f"trial {r.trial}" for r in nets_of(run))
+    write_final(run, {first: (0.70, 0.66), second: (0.69, math.nan)}, seeds=(1, 2))
+    facts, rows = final_facts(read_run(run.path)), json.loads(json.dumps(final_rows(run.path), allow_nan=False))
+    assert facts is not None
+    costs = [row["costs"][facts.costs[0]] for row in rows if row["costs"]]  # not all were trained
+    assert costs == sorted(costs, reverse=True)
+    by_name = {row["name"]: row for row in rows}
+    assert by_name[first]["test"] == {
+        "values": [0.70, 0.66], "mean": pytest.approx(0.68), "deviation": pytest.approx(statistics.stdev([0.70, 0.66]))
+    }  # fmt: skip
+    assert by_name[second]["test"] == {"values": [0.69], "mean": 0.69, "deviation": None}
+    assert (by_name[first]["failed"], by_name[second]["failed"]) == (0, 1)
+    assert by_name[first]["digest"] == next(r for r in nets_of(run) if f"trial {r.trial}" == first).spec.digest()
+    assert [row["probability"] for row in rows] == [c.probability for c in facts.ordered]
 
 
 def test_the_probability_of_a_place_on_the_front_is_that_of_a_double_loop(run: Written) -> None:

@@ -315,7 +315,7 @@ def clusters() -> Iterator[Callable[[], Nodes]]:
 @pytest.fixture
 def nodes(clusters: Callable[[], Nodes]) -> Iterator[Nodes]:
     found = clusters()
-    with connection.environment(found.environment):
+    with trial.environment(found.environment):
         yield found
 
 
@@ -546,7 +546,7 @@ def test_small_nets_share_a_gpu(tmp_path: Path) -> None:
         made = Nodes(scratch)
         try:
             made.add("--num-gpus=1")
-            with connection.environment(made.environment):
+            with trial.environment(made.environment):
                 packed = Cluster(address=made.address, cpus=0.25, gpus=1 / 3)
                 carry_out(search(3), tmp_path / "run", cluster.run, workers=3, cluster=packed, carry_out=sharing)
         finally:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import re
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,13 +13,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from onenet_bench import costs, ledger, pareto
+from onenet_bench import costs, data, ledger, pareto
 from onenet_bench.budget import Budget
-from onenet_bench.errors import SpaceError
+from onenet_bench.errors import LedgerError, SpaceError
 from onenet_bench.ledger import Ledger
 from onenet_bench.recipe import Recipe
 from onenet_bench.record import SCHEMA, Machine, Record, Status
-from onenet_bench.search import fidelity
+from onenet_bench.report import tables
+from onenet_bench.search import fidelity, sweep
 from onenet_bench.search.core import PARTIAL, RETRIES, Core, Job, Search
 from onenet_bench.search.samplers import SAMPLERS
 from onenet_bench.space import SearchSpace
@@ -148,6 +150,36 @@ def test_a_resumed_search_goes_on_as_one_never_interrupted(tmp_path: Path, sampl
     carry_out(core)
     book.close()
     assert bare(ledger.read(tmp_path / "parts")) == bare(ledger.read(tmp_path / "whole"))
+
+
+DAMAGE: dict[str, Callable[[list[dict[str, Any]]], None]] = {
+    "a trial ends twice": lambda events: events.append(next(e for e in events if e["event"] == "tell")),
+    "a Record without a net": lambda events: events[2]["record"].pop("spec"),
+    "a net that cannot be": lambda events: events[2]["record"]["spec"].update(stem="x"),
+    "a Record that is a number": lambda events: events[2].update(record=3),
+    "a header without objectives": lambda events: events[0].pop("objectives"),
+    "a header whose objectives are a number": lambda events: events[0].update(objectives=2),
+    "proposals without a number": lambda events: [e.pop("trial") for e in events if e["event"] == "ask"],  # type: ignore[dict-item, return-value]
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_ledger_that_makes_no_sense_is_one_sentence(tmp_path: Path, damage: str) -> None:
+    book, core = begin(tmp_path, search("grid", trials=3, task=data.open_task("synthetic", resolution=32, train=4)))
+    carry_out(core)
+    book.close()
+    events = ledger.read(tmp_path)
+    assert [e["event"] for e in events[:3]] == ["run", "ask", "tell"]
+    tables.read_run(tmp_path)
+    DAMAGE[damage](events)
+    (tmp_path / ledger.FILE).write_text("".join(json.dumps(event) + "\n" for event in events))
+    for use in (
+        lambda: tables.read_run(tmp_path),
+        lambda: sweep.resume(tmp_path, lambda *_, **__: None, trials=None),
+    ):
+        with pytest.raises(LedgerError, match="; restore the") as caught:
+            use()
+        assert "\n" not in str(caught.value)
 
 
 def share_of_good_proposals(run: Path, sampler: str) -> float:

@@ -116,6 +116,34 @@ def test_what_makes_no_table_is_said(tmp_path: Path) -> None:
         question(0, recipe=replace(RECIPE, patience=1))
 
 
+def test_a_damaged_table_is_said_and_kept(tmp_path: Path) -> None:
+    asked = question(0)
+    tables._begin(asked, distinct(asked), tmp_path, "")
+    book, stated = tmp_path / tables.SCORED, tmp_path / tables.QUESTION
+    for line in ("no epoch\n", "a,b,c,d\n"):
+        book.write_text("header\n" + line)
+        with pytest.raises(LedgerError, match=r"but line 2 of .*scores\.csv is not; restore"):
+            tabulate(asked, tmp_path, command="")
+        assert book.read_text() == "header\n" + line
+    for text in ("{", "[]", "{}"):
+        stated.write_text(text)
+        for use in (lambda: read(tmp_path), lambda: tabulate(asked, tmp_path, command="")):
+            with pytest.raises(LedgerError, match=r"is damaged .*; restore it from a copy"):
+                use()
+        assert stated.read_text() == text
+
+
+def test_a_table_has_a_folder_and_a_process_of_its_own(tmp_path: Path) -> None:
+    (tmp_path / "README.md").write_text("of something else")
+    with pytest.raises(LedgerError, match=r"holds README\.md; give another --out"):
+        tabulate(question(0), tmp_path, command="")
+    assert [path.name for path in tmp_path.iterdir()] == ["README.md"]
+    with tables._alone(tmp_path), pytest.raises(LedgerError, match="another one fills"):
+        tabulate(question(0), tmp_path, command="")
+    with pytest.raises(LedgerError, match="must be writable"):
+        tabulate(question(0), Path("/proc/table"), command="")
+
+
 def test_a_net_that_cannot_be_trained_by_the_recipe_is_left_out() -> None:
     """Deep supervision needs a second head."""
     values = {**SPACE.to_dict(), "choices": {"depth": [1, 2]}, "net": {"depth": "$depth", "width": 2, "heads": "all"}}

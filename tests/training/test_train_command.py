@@ -78,6 +78,21 @@ def test_killed_in_the_middle_and_resumed_it_ends_the_same_to_the_bit(
     assert len(logs[0]) == 5
 
 
+def test_ctrl_c_says_how_to_go_on(folder: Path) -> None:
+    words = [*OPTIONS[:3], "--epochs", "500", "--threads", "1", "--out", "my net"]
+    with subprocess.Popen(
+        [*COMMAND, "train", *words], cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as training:
+        assert training.stderr is not None
+        assert training.stderr.readline().startswith("epoch 1 ")
+        os.kill(training.pid, signal.SIGINT)
+        out, err = training.communicate(timeout=60)
+    assert training.returncode == 130
+    assert out == ""
+    assert err.splitlines()[-1] == "interrupted; go on with: onenet-bench train --resume 'my net'"
+    assert (folder / "my net" / "state.safetensors").exists()
+
+
 WRONG = {
     "augmentation": (
         ["net.toml", "--augmentation", "blur"],

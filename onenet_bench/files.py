@@ -1,0 +1,36 @@
+"""Files that are written whole or not at all."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def whole(path: Path, *, durable: bool = False) -> Iterator[Path]:
+    """A name beside ``path``, with its suffix, to write a file to; where nothing goes wrong the file takes the place of
+    ``path``, and else nothing is left of it. Folders are made. ``durable``: it outlives a power cut too.
+
+    Raises OSError where that cannot be done; what stood at ``path`` then still stands.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{os.getpid()}-{path.name}")
+    try:
+        yield draft
+        if durable:
+            _to_disk(draft, os.O_RDONLY)
+        os.replace(draft, path)
+    finally:
+        draft.unlink(missing_ok=True)
+    if durable and hasattr(os, "O_DIRECTORY"):
+        _to_disk(path.parent, os.O_RDONLY | os.O_DIRECTORY)  # the new name
+
+
+def _to_disk(path: Path, flags: int) -> None:
+    handle = os.open(path, flags)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
