@@ -23,7 +23,7 @@ from onenet_bench.files import whole
 from onenet_bench.record import COSTS, Costs
 
 _FORM = re.compile(
-    r"\s*(?P<cost>[a-z_0-9]+)\s*<=\s*(?P<limit>[0-9][0-9_]*(\.[0-9]*)?([eE][+-]?[0-9]+)?)\s*(?P<suffix>[kMG])?\s*"
+    r"\s*(?P<cost>[a-z_0-9]+)\s*<=\s*(?P<limit>[0-9]+(_[0-9]+)*(\.[0-9]*)?([eE][+-]?[0-9]+)?)\s*(?P<suffix>[kMG])?\s*"
 )
 _SUFFIX = {None: 1.0, "k": 1e3, "M": 1e6, "G": 1e9}
 

@@ -52,3 +52,10 @@ class MeasureError(OnenetBenchError, ValueError):
 def known(what: str, name: object, names: Iterable[str]) -> str:
     """The sentence for an unknown key of a table: ``unknown block kind 'x'; known: a, b, c``."""
     return f"unknown {what} {str(name)!r}; known: {', '.join(sorted(names))}"
+
+
+def is_of_memory(error: BaseException) -> bool:
+    """Whether ``error`` says that memory ran out: Python's, numpy's, or torch's, which is a RuntimeError."""
+    return isinstance(error, MemoryError) or any(
+        words in str(error) for words in ("out of memory", "can't allocate memory")
+    )

@@ -14,7 +14,7 @@ import torch
 from safetensors import SafetensorError
 
 from onenet_bench import costs, data, models, training
-from onenet_bench.errors import LedgerError
+from onenet_bench.errors import LedgerError, is_of_memory
 from onenet_bench.recipe import Recipe
 from onenet_bench.record import SCORES, Machine, Record, Status, provenance
 from onenet_bench.spec import NetSpec
@@ -137,6 +137,6 @@ def _keep(net: models.UNet, images: Any, record: Record, run: Path, device: str)
 
 def _reason(error: BaseException) -> str:
     text = " ".join(str(error).split())[:300]
-    if isinstance(error, MemoryError) or "out of memory" in text or "can't allocate memory" in text:
+    if is_of_memory(error):
         return f"out of memory: {text}"
     return text if isinstance(error, training.DivergedError) else f"{type(error).__name__}: {text}"

@@ -32,7 +32,7 @@ from typing import Any
 
 import pandas as pd
 
-from onenet_bench.errors import LedgerError
+from onenet_bench.errors import LedgerError, MeasureError
 from onenet_bench.record import COSTS, SCHEMA, SCORES, Record, Status
 
 FILE = "ledger.jsonl"
@@ -76,7 +76,7 @@ def read(run: Path) -> list[dict[str, Any]]:
                 break
             raise LedgerError(
                 f"every line of a ledger is a JSON event, but line {number} of {path} is not; "
-                "restore the file from a copy or delete that line"
+                "restore the file from a copy"
             ) from error
         if not known_event:
             raise LedgerError(
@@ -85,10 +85,23 @@ def read(run: Path) -> list[dict[str, Any]]:
         events.append(event)
     if not events or events[0]["event"] != "run":
         raise LedgerError(f"a ledger begins with its run, but {path} does not; start the sweep anew")
-    if events[0]["schema"] > SCHEMA:
+    schema = events[0].get("schema")
+    if not isinstance(schema, int):
+        raise LedgerError(f"a run says which schema it has, but {path} says {schema!r}; restore the file from a copy")
+    if schema > SCHEMA:
         raise LedgerError(
-            f"{path} has schema {events[0]['schema']}, and this version of onenet-bench reads up to {SCHEMA}; "
-            "install a newer one"
+            f"{path} has schema {schema}, and this version of onenet-bench reads up to {SCHEMA}; install a newer one"
+        )
+    return events
+
+
+def read_search(run: Path) -> list[dict[str, Any]]:
+    """``read`` for the run of a search. Raises LedgerError for one of ``onenet-bench reproduce``, too."""
+    events = read(run)
+    if "table" in events[0]:
+        raise LedgerError(
+            f"a search has a space and objectives, but {run} is a reproduction of {events[0]['table']}; its page is "
+            "made by onenet-bench reproduce"
         )
     return events
 
@@ -98,9 +111,9 @@ def understood(run: Path) -> Iterator[None]:
     """Raise LedgerError where the events of the run in folder ``run`` are JSON, and yet say nothing that could be."""
     try:
         yield
-    except LedgerError:
+    except (LedgerError, MeasureError):  # the latter of a package that is not installed
         raise
-    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, AssertionError) as error:
+    except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError, RuntimeError, AssertionError) as error:
         raise LedgerError(
             f"the events of a ledger follow from one another, but those of {run / FILE} do not "
             f"({type(error).__name__}: {error}); restore the file from a copy"
@@ -205,9 +218,8 @@ class Ledger:
         """
         line = json.dumps({"event": event, **values}, allow_nan=False, separators=(",", ":")).encode() + b"\n"
         try:
-            written = os.write(self._file, line)
-            if written < len(line):
-                os.write(self._file, line[written:])
+            while line:
+                line = line[os.write(self._file, line) :]
             if sync:
                 os.fsync(self._file)
         except OSError as error:

@@ -10,6 +10,7 @@ A cell's weights are trained with validation as everywhere, and scored on the te
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -171,7 +172,9 @@ def reproduce(
         check_resolution(net, settings.resolution, settings.resolution)
     pretrained = {method: _pretrained(method, path, settings) for method, path in settings.weights.items()}
     wanted = settings.to_dict()
-    with Ledger(folder, create=not (folder / ledger.FILE).exists()) as book:
+    if os.path.isdir(folder / "weights") and not ledger.has_begun(folder):
+        raise LedgerError(f"{folder} holds a training, whose weights stay; take another folder")
+    with Ledger(folder, create=not os.path.exists(folder / ledger.FILE)) as book:
         with ledger.understood(folder):
             events = _events(folder, asked.table, wanted)
             done = {_key(record) for record in ledger.records(events) if record.status is Status.COMPLETE}

@@ -233,9 +233,11 @@ class _Part:
             reach = min(i + 1, depth)
             own = [self._feeds("decoder", i - 2, i - 1, i) if i > 1 else self._feeds("decoder", i - 1, i)]
             own += [self._feeds(name, i - 1) for name in (*kernels, "skips")]
+            if i == depth:  # which takes in the norm that the deepest encoder level ends in
+                own.append(self._feeds("encoder", i - 1))
             yield f"decoder {i}", reach, on(reach, *own)
         if depth == 1:
-            yield "head", 1, on(1)
+            yield "head", 1, on(1, self._feeds("encoder", 0))
 
     # Lowering ----------------------------------------------------------------------------------------
 

@@ -33,6 +33,9 @@ from onenet_bench.spec import NetSpec, StageSpec, StemSpec
 
 T = TypeVar("T")
 
+MOST_LEVELS = 30
+"""Of a net: half a billion pixels become one."""
+
 
 class Suggests(Protocol):
     """What a space needs of an Optuna trial."""
@@ -60,8 +63,8 @@ def compose(
         raise SpecError(f"depth must be a whole number, but got {depth!r}")
     if growth > 100:
         raise SpecError(f"a level is at most 100 times as wide as the one before, but got growth={growth:g}")
-    if depth < 1:
-        raise SpecError(f"a U-Net has at least one level, but got depth={depth}")
+    if not 1 <= depth <= MOST_LEVELS:
+        raise SpecError(f"a U-Net has 1 to {MOST_LEVELS} levels here, but got depth={depth}")
 
     def levels(what: str, value: T | list[T]) -> list[T]:
         chosen = value if isinstance(value, list) else [value] * depth
@@ -110,6 +113,11 @@ class SearchSpace:
 
     def __post_init__(self) -> None:
         for name, options in self.choices.items():
+            if strange := [o for o in options if not _is_plain(o)]:
+                raise SpaceError(
+                    f"an option is a finite number, a text, true, false or a list of these, but {name!r} of "
+                    f"{self.name} offers {strange[0]!r}"
+                )
             if not options or len({repr(o) for o in options}) < len(options):
                 raise SpaceError(f"a choice offers distinct options, but {name!r} of {self.name} has {list(options)}")
         if unknown := sorted(set(self.net) - set(_ARGUMENTS)):
@@ -226,6 +234,13 @@ def _leaves(value: Any) -> Iterator[Any]:
             yield from _leaves(v)
     else:
         yield value
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether a ledger can hold ``value``, and an option can be found again by it."""
+    if isinstance(value, list):
+        return all(map(_is_plain, value))
+    return isinstance(value, str | bool | int | None) or (isinstance(value, float) and math.isfinite(value))
 
 
 def fill(value: Any, choices: Mapping[str, Any]) -> Any:

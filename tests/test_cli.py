@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from onenet_bench import __version__, cli, costs, ledger, zoo
-from onenet_bench.cli.options import print_json
+from onenet_bench import __version__, cli, costs, ledger, space, zoo
+from onenet_bench.cli.options import open_task, print_json
 
 COMMAND = [sys.executable, "-m", "onenet_bench"]
 QUICK = ["--resolution", "32", "--epochs", "1", "--space", "encoder_decoder", "--sampler", "random"]
@@ -63,6 +63,11 @@ WRONG = {
     "rate": (["sweep", "--learning-rate", "inf"], "above 0 and finite, but got inf"),
     "seed": (["sweep", "--seed", "4294967296"], "less than or equal to 4294967295"),
     "no pixels": (["sweep", "--resolution", "0"], "greater than or equal to 1"),
+    "no page": (["table2", "--html", "."], "ends in .html, but got \\.; name it page.html"),
+    "a late page": (
+        ["reproduce", "table1", "--smoke", "--html", "p.htm"],
+        "ends in .html, but got p.htm; name it p.html",
+    ),
     "a page for a net": (["table2", "--html", "net.toml"], "ends in .html, but got net.toml; name it net.html"),
     "both lengths": (["train", "unet_4", "--epochs", "1", "--steps", "2"], "got both: 1 and 2"),
     "threads": (["train", "unet_4", "--threads", "100000"], "less than or equal to 1024"),
@@ -110,6 +115,47 @@ def test_json_has_null_for_what_is_no_number(capsys: pytest.CaptureFixture[str])
     print_json({"scores": {"miou": math.nan, "dice": 0.5}, "values": [math.inf, (1, -math.inf)], "name": "nan"})
     said = json.loads(capsys.readouterr().out, parse_constant=lambda word: pytest.fail(f"{word} is no JSON"))
     assert said == {"scores": {"miou": None, "dice": 0.5}, "values": [None, [1, None]], "name": "nan"}
+
+
+def test_what_the_system_refuses_is_one_sentence(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refused() -> None:
+        raise PermissionError(13, "Permission denied", "/home/someone/run")
+
+    monkeypatch.setattr(cli, "app", refused)
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 2
+    said = capsys.readouterr().err
+    assert said == "onenet-bench: a file or folder must be usable, but /home/someone/run is not: Permission denied\n"
+
+
+def test_a_training_or_an_export_without_room_ends_in_one_sentence(tmp_path: Path) -> None:
+    words = ["onenet_e_4", "--resolution", "32", "--out", "/proc"]
+    for command in (["train", *words, "--steps", "1"], ["export", *words]):
+        done = call(*command, cwd=tmp_path)
+        assert done.returncode == 2, done.stderr
+        assert re.search("must be usable, but /proc/.* is not: ", done.stderr.splitlines()[-1])
+        assert "Traceback" not in done.stderr
+
+
+def test_a_search_whose_trainings_all_fail_says_so(tmp_path: Path) -> None:
+    done = call("sweep", *QUICK, "--trials", "2", "--learning-rate", "1e30", "--out", "run", cwd=tmp_path)
+    assert done.returncode == 1
+    assert "2 candidates were trained; 2 failed" in done.stdout
+    assert "every training failed; the report says why" in done.stderr
+
+
+def test_a_space_asks_for_so_many_images_of_generated_data_alone(tmp_path: Path) -> None:
+    reached = space.load("small")
+    assert open_task("synthetic", reached, 32).train == reached.task["train"]
+    for part, image in (("images", np.full((8, 8), 90, np.uint8)), ("masks", np.eye(8, dtype=np.uint8))):
+        (tmp_path / part).mkdir()
+        for number in range(5):
+            np.save(tmp_path / part / f"{number}.npy", image)
+    task = open_task(f"folder:{tmp_path}", reached, None, seed=3)
+    assert (task.train, task.validation, task.test, task.resolution, task.seed) == (3, 1, 1, 32, 3)
 
 
 def test_a_name_is_no_markup(tmp_path: Path) -> None:
@@ -160,6 +206,7 @@ def test_ctrl_c_ends_with_a_report_and_resume_goes_on(tmp_path: Path) -> None:
         assert sweep.stderr is not None
         while "complete" not in (line := sweep.stderr.readline()):
             assert line, "the sweep ended by itself"
+        (tmp_path / "run" / "samples.npz").unlink()  # as if it had been killed before it wrote them
         os.killpg(sweep.pid, signal.SIGINT)  # as a terminal does: the whole group gets it
         out, err = sweep.communicate(timeout=60)
     assert sweep.returncode == 130, err
@@ -174,6 +221,7 @@ def test_ctrl_c_ends_with_a_report_and_resume_goes_on(tmp_path: Path) -> None:
     said = answer("sweep", "--resume", "run", "--trials", more, cwd=tmp_path)
     assert said["ended"] == f"{more} candidates were trained"
     assert said["front"] == answer("front", "run", cwd=tmp_path)
+    assert set(np.load(tmp_path / "run" / "samples.npz")) == {"images", "masks", "names"}
 
 
 def test_a_killed_sweep_is_gone_on_with_as_if_nothing_had_been(tmp_path: Path) -> None:

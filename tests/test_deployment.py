@@ -77,6 +77,18 @@ def test_a_checkpoint_becomes_files_with_cards(checkpoint: Path, tmp_path: Path)
     assert scored["after"]["ce"] != scored["before"]["ce"]
 
 
+def test_a_file_whose_later_logits_are_no_numbers_is_not_accepted(checkpoint: Path) -> None:
+    net = inference.open_checkpoint(checkpoint).net
+    for odd, wanted in (([3], "difference"), ([1, 3], "on_random_images")):
+
+        def run(batch: torch.Tensor, odd: list[int] = odd) -> torch.Tensor:
+            return net(batch) * (float("nan") if len(batch) in odd else 1.0)
+
+        found = deployment._compare(net, run, (3, 32, 32), None)
+        assert math.isnan(found[wanted])
+        assert not found["difference"] <= found["allowed"]
+
+
 @pytest.mark.parametrize("logit", [9.0, float("nan")])
 def test_a_file_that_differs_is_not_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, logit: float) -> None:
     monkeypatch.setitem(

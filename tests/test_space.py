@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +98,12 @@ REFUSED = {
         {"net": {"width": "$width", "encoder": "$kind"}},
         "how deep and how wide nets are, but tiny lacks 'depth'",
     ),
+    "no number": ({"choices": {**MINIMAL["choices"], "width": [4, float("nan")]}}, "a finite number.* offers nan"),
+    "a date": (
+        {"choices": {**MINIMAL["choices"], "width": [date(2026, 1, 1)]}},
+        "'width' of tiny offers datetime.date",
+    ),
+    "a table as an option": ({"choices": {**MINIMAL["choices"], "width": [[{"a": 1}]]}}, "or a list of these"),
     "table": ({"net": 3}, r"\[net\] of a space is a table, but got 3"),
 }
 
@@ -114,7 +121,9 @@ def test_a_number_that_is_none_is_named(argument: str) -> None:
         compose(**{"classes": 2, "depth": 1, "width": 8, argument: "8"})
 
 
-@pytest.mark.parametrize(("argument", "value"), [("depth", 2.0), ("growth", float("inf")), ("growth", 1e300)])
+@pytest.mark.parametrize(
+    ("argument", "value"), [("depth", 2.0), ("growth", float("inf")), ("growth", 1e300), ("depth", 1100)]
+)
 def test_numbers_that_make_no_net_are_named(argument: str, value: float) -> None:
     with pytest.raises(SpecError, match="but got"):
         compose(**{"classes": 2, "depth": 4, "width": 8, argument: value})
@@ -138,7 +147,9 @@ def test_budgets_read_as_people_write_them(text: str, limit: float) -> None:
     assert Budget.parse(text).limit == limit
 
 
-@pytest.mark.parametrize("text", ["macs", "macs <= ", "macs <= lots", "macs >= 3", "<= 3", "macs <= 3 pounds"])
+@pytest.mark.parametrize(
+    "text", ["macs", "macs <= ", "macs <= lots", "macs >= 3", "<= 3", "macs <= 3 pounds", "macs <= 20_", "macs <= 2__0"]
+)
 def test_other_budgets_are_refused(text: str) -> None:
     with pytest.raises(BudgetError, match="COST <= NUMBER"):
         Budget.parse(text)

@@ -2,21 +2,35 @@
 
 from __future__ import annotations
 
+import io
 import sys
+from typing import NoReturn
 
 from onenet_bench.cli import counting, data, deploying, searching, tabulating, timing, training, using  # noqa: F401  each adds its commands
 from onenet_bench.cli.options import app
-from onenet_bench.errors import OnenetBenchError
+from onenet_bench.errors import OnenetBenchError, is_of_memory
 
 
 def main() -> None:
     """The entry point: an error that a user can cause is one sentence and exit code 2."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # names of files may be any bytes
     try:
         app()
     except OnenetBenchError as error:
-        print(f"onenet-bench: {error}", file=sys.stderr)
-        sys.exit(2)
-    except MemoryError as error:
-        print(f"onenet-bench: this takes more memory than there is ({error}); ask for a smaller resolution, batch or "
-              "data set", file=sys.stderr)  # fmt: skip
-        sys.exit(2)
+        _end(str(error))
+    except OSError as error:
+        if error.filename is None:
+            raise
+        _end(f"a file or folder must be usable, but {error.filename} is not: {error.strerror}")
+    except (MemoryError, RuntimeError) as error:
+        if not is_of_memory(error):
+            raise
+        said = " ".join(str(error).split())[:300]
+        _end(f"this takes more memory than there is ({said}); ask for a smaller resolution, batch or data set")
+
+
+def _end(sentence: str) -> NoReturn:
+    print(f"onenet-bench: {sentence}", file=sys.stderr)
+    sys.exit(2)

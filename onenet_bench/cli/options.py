@@ -18,6 +18,8 @@ from onenet_bench.errors import RecipeError, known
 
 if TYPE_CHECKING:
     from onenet_bench.recipe import Recipe
+    from onenet_bench.space import SearchSpace
+    from onenet_bench.task import Task
 
 RUNS = Path("results/runs")
 TRAINED = Path("results/trained")
@@ -58,7 +60,7 @@ Seed = Annotated[
 ]
 Device = Annotated[str, typer.Option(help="Where nets run: cpu, cuda, cuda:1, …")]
 Epochs = Annotated[int | None, typer.Option(help="Passes over the training images.")]
-Steps = Annotated[int | None, typer.Option(help="Optimiser steps, instead of epochs.")]
+Steps = Annotated[int | None, typer.Option(min=1, help="Optimiser steps, instead of epochs.")]
 Batch = Annotated[int | None, typer.Option(help="Images per optimiser step.")]
 LearningRate = Annotated[float | None, typer.Option(help="Peak learning rate.")]
 Precision = Annotated[str | None, typer.Option(help="float32 or bf16.")]
@@ -105,9 +107,24 @@ def read_recipe(
 
 def only_with(context: typer.Context, what: str, *options: str) -> None:
     """Raise RecipeError where the command line says another option than these: ``what`` has its own."""
-    said = {name for name in context.params if str(context.get_parameter_source(name)).endswith("COMMANDLINE")}
+    said = {name for name in context.params if _is_said(context, name)}
     if other := sorted(said - set(options)):
         raise RecipeError(f"{what} stays what it was, but got {other[0].replace('_', '-')!r} too; leave it out")
+
+
+def go_on(context: typer.Context, run: Path, *options: str) -> str:
+    """The command that goes on with ``run``, with those of ``options`` that the command line says."""
+    words = ["onenet-bench", str(context.info_name), "--resume", str(run)]
+    for parameter in context.command.params:
+        if parameter.name in options and _is_said(context, parameter.name):
+            value = context.params[parameter.name]
+            for one in value if isinstance(value, list | tuple) else [value]:
+                words += [parameter.opts[0], *([] if one is True else [str(one)])]
+    return shlex.join(words)
+
+
+def _is_said(context: typer.Context, name: str) -> bool:
+    return str(context.get_parameter_source(name)).endswith("COMMANDLINE")
 
 
 def check_device(device: str) -> None:
@@ -121,6 +138,15 @@ def check_device(device: str) -> None:
             raise RecipeError(
                 f"{device} must be there, but torch finds {torch.cuda.device_count()} GPUs; use --device cpu"
             )
+
+
+def open_task(data: str, space: SearchSpace, resolution: int | None, seed: int = 0) -> Task:
+    """The task of a search of ``space``. How many images a space asks for holds for generated ones."""
+    from onenet_bench import data as data_sets
+
+    wanted = dict(space.task) if data.partition(":")[0] == "synthetic" else {}
+    side = resolution or space.task.get("resolution")
+    return data_sets.open_task(absolute(data), seed=seed, **{**wanted, **({"resolution": side} if side else {})})
 
 
 def absolute(data: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from dataclasses import replace
 from datetime import datetime
@@ -25,13 +26,14 @@ from onenet_bench.cli.options import (
     Run,
     Seed,
     Steps,
-    absolute,
     app,
     check_device,
     command_line,
     file_name,
     fresh,
+    go_on,
     only_with,
+    open_task,
     print_json,
     print_table,
     read_recipe,
@@ -40,6 +42,11 @@ from onenet_bench.errors import OnenetBenchError
 
 if TYPE_CHECKING:
     from onenet_bench.measure.latency import Conditions
+
+
+SAID_AGAIN = ("final", "engine", "workers", "threads", "device", "compiled", "trial_limit", "address", "cpus_per_trial",
+              "gpus_per_trial")  # fmt: skip
+"""Options that a search does not remember: a resumed one is told them anew."""
 
 
 @app.command()
@@ -88,9 +95,9 @@ def sweep(
 ) -> None:  # fmt: skip
     """Search a space: train candidates, keep every one in the ledger, write the report."""
     from onenet_bench import budget as budgets
-    from onenet_bench import data as data_sets
     from onenet_bench import pareto
     from onenet_bench import space as spaces
+    from onenet_bench.record import Status
     from onenet_bench.report import final_rows, final_table, front_rows, front_table, write_report
     from onenet_bench.search import sweep as sweeps
     from onenet_bench.search.core import Search
@@ -104,18 +111,13 @@ def sweep(
     )  # fmt: skip
     carry_out, memory_mib = orders.make(), orders.memory_mib()
     if resume is not None:
-        only_with(
-            context, "a resumed search", "resume", "trials", "final", "json_", "engine", "workers", "threads", "device",
-            "compiled", "trial_limit", "address", "cpus_per_trial", "gpus_per_trial",
-        )  # fmt: skip
+        only_with(context, "a resumed search", "resume", "trials", "json_", *SAID_AGAIN)
         run = sweeps.find(resume, RUNS)
         core = sweeps.resume(run, carry_out, trials=trials, memory_mib=memory_mib, final=final)
     else:
         reached = spaces.load(space)
         recipe = read_recipe(reached.recipe, epochs, steps, batch, learning_rate, precision, seed)
-        task = data_sets.open_task(
-            absolute(data), seed=seed, **{**reached.task, **({"resolution": resolution} if resolution else {})}
-        )
+        task = open_task(data, reached, resolution, seed)
         search = Search(
             space=reached,
             task=task,
@@ -139,7 +141,8 @@ def sweep(
     try:
         page = write_report(run, REPORTS / f"{run.resolve().name}.html")
     except OnenetBenchError as error:  # what was found is told all the same
-        unwritten = f"{error}; write the report elsewhere: onenet-bench report {run} --out FILE.html"
+        elsewhere = shlex.join(["onenet-bench", "report", str(run), "--out", "FILE.html"])
+        unwritten = f"{error}; write the report elsewhere: {elsewhere}"
     if json_:
         print_json(
             {
@@ -156,12 +159,15 @@ def sweep(
             print_table(anew)
         print(f"\nended:  {core.ended}\nrun:    {run}\nreport: {page or 'none'}")
     if core.ended == "interrupted":
-        again = f" --final {final}" if final else ""
-        print(f"go on with: onenet-bench sweep --resume {run}{again}", file=sys.stderr)
+        print(f"go on with: {go_on(context, run, *SAID_AGAIN)}", file=sys.stderr)
         raise typer.Exit(130)
     if unwritten:
         print(f"onenet-bench: {unwritten}", file=sys.stderr)
         raise typer.Exit(2)
+    ends = {record.status for record in core.records}
+    if Status.FAILED in ends and Status.COMPLETE not in ends:
+        print("onenet-bench: every training failed; the report says why", file=sys.stderr)
+        raise typer.Exit(1)
 
 
 def _latency(runtime: str | None, resolution: int, device: str) -> Conditions | None:

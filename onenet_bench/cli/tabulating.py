@@ -13,10 +13,10 @@ from onenet_bench.cli.options import (
     Epochs,
     Json,
     LearningRate,
-    absolute,
     app,
     command_line,
     file_name,
+    open_task,
     print_json,
     read_integers,
     read_recipe,
@@ -42,15 +42,13 @@ def tabulate(
     from rich.console import Console
     from rich.progress import Progress
 
-    from onenet_bench import data as data_sets
     from onenet_bench import space as spaces
     from onenet_bench.search import tabulate as tables
 
     reached = spaces.load(space)
-    size = {**reached.task, **({"resolution": resolution} if resolution else {})}
     asked = tables.Question(
         space=reached,
-        task=data_sets.open_task(absolute(data), **size),
+        task=open_task(data, reached, resolution),
         recipe=read_recipe(reached.recipe, epochs, None, batch, learning_rate, None, 0),
         seeds=tuple(read_integers("--seeds", seeds)),
     )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shlex
 import sys
 from dataclasses import replace
 from datetime import datetime
@@ -33,6 +32,7 @@ from onenet_bench.cli.options import (
     check_device,
     command_line,
     fresh,
+    go_on,
     only_with,
     print_json,
     print_table,
@@ -47,6 +47,10 @@ if TYPE_CHECKING:
     from onenet_bench.recipe import Recipe
     from onenet_bench.spec import NetSpec
     from onenet_bench.task import Task
+
+
+SAID_AGAIN = ("device", "threads", "compiled", "log")
+"""Options that a training does not remember: a resumed one is told them anew."""
 
 
 @app.command()
@@ -92,7 +96,7 @@ def train(
     check_device(device)
     pretrained = started_from = None
     if resume is not None:
-        only_with(context, "a resumed training", "resume", "device", "threads", "compiled", "log", "json_")
+        only_with(context, "a resumed training", "resume", "json_", *SAID_AGAIN)
         asked = training.read_asked(resume)
         chosen, task = Recipe.from_dict(asked["recipe"]), Task.from_dict(asked["task"])
         spec, started_from = NetSpec.from_dict(asked["spec"]), asked.get("weights")
@@ -116,6 +120,8 @@ def train(
                 started_from = {"file": weights.name, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
         folder = out or fresh(TRAINED / f"{Path(net).stem}-{datetime.now():%Y%m%d-%H%M%S}")
     if profile:
+        if compiled:
+            raise RecipeError("a profile is of the parts of a step, but --compile makes them one; leave it out")
         _profile(spec, task, chosen, device, threads or usable_cores(), json_)
         return
     checkpoints = training.Checkpointing(folder=folder, asked={"weights": started_from})
@@ -148,8 +154,8 @@ def train(
             compiled=compiled,
         )  # fmt: skip
     except KeyboardInterrupt:
-        again = shlex.join(["onenet-bench", "train", "--resume", str(folder)])
-        print(f"interrupted; go on with: {again}" if checkpoints.path.exists() else "interrupted", file=sys.stderr)
+        again = f"; go on with: {go_on(context, folder, *SAID_AGAIN)}" if checkpoints.path.exists() else ""
+        print(f"interrupted{again}", file=sys.stderr)
         raise typer.Exit(130) from None
     if started_from:
         record = replace(record, provenance={**record.provenance, "weights": started_from})
@@ -178,13 +184,16 @@ def _profile(spec: NetSpec, task: Task, recipe: Recipe, device: str, threads: in
     torch.set_num_threads(threads)
     torch.manual_seed(recipe.seed)
     splits = data_sets.load(task)
-    first = splits.validation
-    found = profile(
-        models.build(spec), splits.train,
-        replace(first, images=first.images[:1], masks=first.masks[:1], names=first.names[:1]), recipe,
-        steps=recipe.steps or 20, classes=task.classes, background=task.background, ignore_index=task.ignore_index,
-        device=device,
-    ).to_dict()  # fmt: skip
+    batch = min(recipe.batch, len(splits.train))
+    whole_batches = len(splits.train) // batch * batch  # a last batch of fewer images would be quicker
+    try:
+        found = profile(
+            models.build(spec), splits.train.first(whole_batches), splits.validation.first(1), recipe,
+            steps=recipe.steps or 20, classes=task.classes, background=task.background, ignore_index=task.ignore_index,
+            device=device,
+        ).to_dict()  # fmt: skip
+    except RuntimeError as error:
+        raise RecipeError(f"a training must run to be timed, but it did not: {error}") from error
     if json_:
         print_json({"device": device, "threads": threads, "recipe": recipe.to_dict(), **found})
         return
@@ -226,11 +235,14 @@ def reproduce(
     from onenet_bench import reproduce as reproduction
     from onenet_bench.record import usable_cores
     from onenet_bench.report import reproduce as pages
+    from onenet_bench.report.whole import check_page
 
     check_device(device)
     if smoke and (root or data):
         raise RecipeError("a smoke run draws its own data, but got --root or --data; leave them out, or --smoke")
     kinds = reproduction.published(table).data
+    if html:
+        check_page(html)  # before days of training
     asked = reproduction.order(
         table,
         data=datasets.split(",") if datasets else None,

@@ -36,6 +36,13 @@ def open_image(path: Path) -> Image.Image:
     return image
 
 
+def raw_mode(image: Image.Image) -> str:
+    """How an image that was not decoded yet lies in its file, by Pillow's name; empty where it has none."""
+    tiles = getattr(image, "tile", None)
+    stored = tiles[0][3] if tiles else ""
+    return str(stored[0] if isinstance(stored, tuple) else stored)
+
+
 def read_rgb(path: Path) -> NDArray[np.uint8]:
     """(H, W, 3) of any image file; transparency is dropped."""
     with open_image(path) as image:

@@ -47,7 +47,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onenet_bench.data import _cache
-from onenet_bench.data._images import BROKEN, broken, open_image, square_image, square_mask
+from onenet_bench.data._images import BROKEN, broken, open_image, raw_mode, square_image, square_mask
 from onenet_bench.data.samples import SPLITS, Request, Samples, Source, Splits, shuffled
 from onenet_bench.errors import DataError
 from onenet_bench.task import Task
@@ -139,6 +139,10 @@ def _by_stem(folder: Path) -> dict[str, Path]:
     for path in sorted(folder.iterdir()):
         if path.name.startswith(".") or path.suffix.lower() not in EXTENSIONS or not path.is_file():
             continue
+        try:
+            path.stem.encode()
+        except UnicodeEncodeError as error:
+            raise DataError(f"names of files are UTF-8, but {path.name!a} in {folder} is not; rename it") from error
         if path.stem in found:
             raise DataError(
                 f"a stem names one file, but {found[path.stem]} and {path} share one; rename or remove one of them"
@@ -226,6 +230,10 @@ def channels_and_size(path: Path) -> tuple[int, bool, tuple[int, int]]:
             raise DataError(
                 f"an image has 8 or 16 bits a channel, but {path} is of floating point; scale it to 16 bits"
             )
+        if ";16" in raw_mode(image) and image.mode not in _SIXTEEN_BIT:  # Pillow would keep the upper 8 of them
+            raise DataError(
+                f"an image of 16 bits a channel is gray or an .npy of uint16, but {path} is neither; save it as .npy"
+            )
         gray = image.mode in ("1", "L", "LA", "La", *_SIXTEEN_BIT)
         return (1 if gray else 3), image.mode in _SIXTEEN_BIT, (image.height, image.width)
 
@@ -271,11 +279,12 @@ def _read_mask(path: Path) -> NDArray[Any]:
                     f"a mask holds one class index a pixel, but {path} has the channels {image.mode}; "
                     "map each colour to its index and save that as an 8-bit grayscale PNG"
                 )
+            factor = {"L;2": 85, "L;4": 17}.get(raw_mode(image), 1)  # by which Pillow stretches few bits to 8
             try:
                 image.load()
             except BROKEN as error:
                 raise broken(path, error) from error
-            array = np.asarray(image)
+            array = np.asarray(image) // factor if factor > 1 else np.asarray(image)
     if array.min() < 0:
         raise DataError(
             f"class indices are at least 0, but {path} holds {array.min()}; write {IGNORED} for pixels to ignore"
@@ -310,9 +319,10 @@ def _look(tree: _Tree) -> _Facts:
             brightest = max(brightest, int(read_image(path, channels).max()))
         mask = _read_mask(tree.masks[stem])
         if mask.shape != size:
+            turned = "save the image as it is seen: EXIF orientation is not applied"
             raise DataError(
                 f"an image and its mask have one size, but {path} is {size[1]} x {size[0]} and {tree.masks[stem]} is "
-                f"{mask.shape[1]} x {mask.shape[0]}; resize one of them"
+                f"{mask.shape[1]} x {mask.shape[0]}; {turned if mask.shape == size[::-1] else 'resize one of them'}"
             )
         values.update(np.unique(mask).tolist())
         if len(values - {IGNORED}) > MOST_CLASSES:

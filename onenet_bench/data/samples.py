@@ -6,7 +6,7 @@ Shapes: N images, C channels, H = W = the task's resolution in pixels.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -47,6 +47,10 @@ class Samples:
 
     def __len__(self) -> int:
         return len(self.images)
+
+    def first(self, count: int) -> Samples:
+        """The first ``count`` of them."""
+        return replace(self, images=self.images[:count], masks=self.masks[:count], names=self.names[:count])
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

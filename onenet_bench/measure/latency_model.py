@@ -132,7 +132,8 @@ def judges(conditions: Conditions) -> list[Latency]:
 
 def _known(conditions: Conditions) -> dict[tuple[str, int], Latency]:
     """What was measured, by net and resolution; the last where it was more than once."""
-    return {_name(one.spec, one.conditions): one for one in latency.cached(conditions)}
+    found = latency.cached(conditions)
+    return {_name(one.spec, one.conditions): one for one in found if len(one.wall_ms) >= latency.REPEATS}
 
 
 def _name(spec: NetSpec, conditions: Conditions) -> tuple[str, int]:
@@ -165,15 +166,17 @@ def kind(row: Row) -> str:
     """The key of ``KINDS`` for a row."""
     if row.op != "conv":
         return _KIND_OF[row.op]
-    return "depthwise" if row.groups > 1 else "conv" if row.kernel > row.stride else "pointwise"
+    if row.groups == row.c_in > 1:
+        return "depthwise"
+    return "conv" if row.kernel > row.stride else "pointwise"
 
 
 def _macs(row: Row) -> float:
     """Multiply-adds with channels padded to ``LANES``."""
     if row.op not in ("conv", "up"):
         return row.macs
-    padded = [-(-channels // LANES) * LANES / channels for channels in (row.c_in, row.c_out)]
-    return row.macs * padded[1] * (padded[0] if row.op == "conv" and row.groups == 1 else 1)
+    taken_in, given = (-(-channels // LANES) * LANES / channels for channels in (row.c_in // row.groups, row.c_out))
+    return row.macs * given * (taken_in if row.op == "conv" and kind(row) != "depthwise" else 1)
 
 
 # Probes --------------------------------------------------------------------------------------------------

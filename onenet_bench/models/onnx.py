@@ -6,7 +6,7 @@ import logging
 import tempfile
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -112,6 +112,7 @@ def open_session(path: Path, threads: int = 1) -> Any:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     options.log_severity_level = 3  # errors
+    options.add_session_config_entry("session.force_spinning_stop", "1")  # idle threads would slow other sessions' runs
     return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
 
@@ -129,9 +130,13 @@ class OnnxNet(nn.Module):
 
 def versions() -> Mapping[str, str]:
     """Of the packages that write and check the files."""
-    from importlib.metadata import version
+    from importlib.metadata import PackageNotFoundError, version
 
-    return {name: version(name) for name in ("torch", *PACKAGES)}
+    found = {}
+    for name in ("torch", *PACKAGES):
+        with suppress(PackageNotFoundError):  # torch.export needs none of them
+            found[name] = version(name)
+    return found
 
 
 @contextmanager

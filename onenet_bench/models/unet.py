@@ -22,15 +22,16 @@ MEAN, DEVIATION = 0.45, 0.225
 """What an input in [0, 1] is normalised by (OneNet, §4.2)."""
 
 
-def _conv(row: Row) -> nn.Module:
-    padding = (row.kernel - 1) // 2 if row.stride == 1 or row.kernel > 1 else 0
-    return nn.Conv2d(
-        row.c_in, row.c_out, row.kernel, stride=row.stride, padding=padding, groups=row.groups, bias=row.bias
-    )
-
-
 MODULES: dict[str, Callable[[Row], nn.Module]] = {
-    "conv": _conv,
+    "conv": lambda row: nn.Conv2d(
+        row.c_in,
+        row.c_out,
+        row.kernel,
+        stride=row.stride,
+        padding=(row.kernel - 1) // 2,
+        groups=row.groups,
+        bias=row.bias,
+    ),
     "spatial": lambda row: SpatialConv(row.kernel),
     "up": lambda row: nn.ConvTranspose2d(row.c_in, row.c_out, row.kernel, stride=row.stride),
     "norm": lambda row: nn.BatchNorm2d(row.c_out),

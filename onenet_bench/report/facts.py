@@ -98,7 +98,18 @@ def _asked(run: Run) -> list[tuple[str, str]]:
         ("Objectives", "; ".join(aims)),
         ("Budget", "; ".join(limits) or "none"),
         ("Sampler", f"{run.head['sampler']}, seed {run.head['seed']}, {run.trials} candidates to train"),
+        *([("Warm start", f"{len(known)} trainings of an earlier run")] if (known := run.head.get("earlier")) else []),
+        *([("Latency", describe_latency(timed))] if (timed := run.head.get("latency")) else []),
     ]
+
+
+def describe_latency(conditions: Mapping[str, Any]) -> str:
+    """How nets were timed, in a line."""
+    where = conditions["device"] if conditions["device"] != "cpu" else f"CPU, threads: {conditions['threads']}"
+    return (
+        f"{conditions['runtime']}, {conditions['form']} form, {where}, {conditions['batch']} × "
+        f"{conditions['resolution']} × {conditions['resolution']} pixels, float32"
+    )
 
 
 def describe_task(task: Task) -> str:

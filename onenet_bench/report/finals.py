@@ -7,6 +7,7 @@ all nets at once in which no other beats it.
 
 from __future__ import annotations
 
+import html
 import math
 import statistics
 from collections.abc import Mapping, Sequence
@@ -252,7 +253,8 @@ def final_table(run: Path) -> Table | None:
     for name in facts.costs:
         table.add_column(NUMBERS[name].title.replace(" ", "\n"), justify="right", no_wrap=True)
     for row in rows_of(facts):
-        net = f"{escape(row['name'])}  {escape(row['label'])}"
+        failed = f"  ({row['failed']} failed)" if row["failed"] else ""
+        net = f"{escape(row['name'])}  {escape(row['label'])}{failed}"
         table.add_row(net, row["searched"], row["validation"], row["test"], row["probability"], *row["costs"])
     return table
 
@@ -273,7 +275,8 @@ def plot_final(facts: FinalFacts) -> go.Figure:
                 x=[c.costs[cost] for c, _ in points], y=[spread.mean for _, spread in points],
                 error_y={"type": "data", "array": [spread.deviation or 0 for _, spread in points], "thickness": 1.2},
                 marker={"color": colour, "symbol": symbol, "size": 9},
-                text=[f"<b>{c.name}</b><br>{c.spec.label()}<br>{spread}" for c, spread in points], hoverinfo="text",
+                text=[f"<b>{html.escape(c.name)}</b><br>{html.escape(c.spec.label())}<br>{s}" for c, s in points],
+                hoverinfo="text",
             )
         )  # fmt: skip
     low_high = [s.mean + sign * (s.deviation or 0) for _, s in shown for sign in (-1, 1)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import zipfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -95,7 +96,7 @@ def _arrays(path: Path, **dimensions: int) -> dict[str, Any]:
             found = {name: file[name] for name in dimensions}
     except FileNotFoundError as error:
         raise _Unreadable(f"{path.name} is missing") from error
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise _Unreadable(f"{path.name} cannot be read") from error
     for name, expected in dimensions.items():
         if found[name].ndim != expected or (name != "names" and found[name].dtype != np.uint8):

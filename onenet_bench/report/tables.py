@@ -103,7 +103,7 @@ class Run:
 def read_run(run: Path) -> Run:
     """Read the run in folder ``run``. Raises LedgerError where there is no ledger that can be read."""
     with ledger.understood(run):
-        events = ledger.read(run)
+        events = ledger.read_search(run)
         records = ledger.records(events)
         told = {record.trial for record in records}
         asked = dict.fromkeys(event["trial"] for event in events if event["event"] == "ask")

@@ -8,16 +8,23 @@ from onenet_bench.errors import OnenetBenchError
 from onenet_bench.files import whole
 
 
+def check_page(out: Path) -> None:
+    """Raise OnenetBenchError unless ``out`` ends in .html: it may be somebody's ledger, space or net."""
+    if out.suffix != ".html":
+        raise OnenetBenchError(
+            f"a page's file ends in .html, but got {out}; name it {(out.stem.strip('.') or 'page') + '.html'}"
+        )
+
+
 def write_whole(out: Path, text: str) -> Path:
     """Put ``text`` in the place of ``out``, whatever happens meanwhile, and return ``out``; folders are made.
 
     Raises OnenetBenchError where that cannot be done, or ``out`` does not end in .html; what stood there still stands.
     """
-    if out.suffix != ".html":  # it may be somebody's ledger, space or net
-        raise OnenetBenchError(f"a page's file ends in .html, but got {out}; name it {out.with_suffix('.html').name}")
+    check_page(out)
     try:
         with whole(out) as draft:
-            draft.write_text(text, encoding="utf-8")
+            draft.write_text(text, encoding="utf-8", errors="backslashreplace")
     except OSError as error:
         raise OnenetBenchError(f"a page's file must be writable, but {out} is not: {error.strerror}") from error
     return out

@@ -136,11 +136,11 @@ class Candidates:
     """Distinct nets of a space that fit a budget, one row each: all of them, or so many as are drawn.
 
     ``options`` (rows, choices) are indices into the choices' options, ``costs`` the screened costs, ``features``
-    (rows, d) those of their ``encoding``.
+    (rows, d) those of their ``encoding``. ``is_part`` says that they are not all of the space's.
     """
 
-    def __init__(self, screening: Screening, rows: Ints, encoding: Encoding) -> None:
-        self.encoding = encoding
+    def __init__(self, screening: Screening, rows: Ints, encoding: Encoding, *, is_part: bool) -> None:
+        self.encoding, self.is_part = encoding, is_part
         choices = screening.space.choices
         self.options = np.stack([screening.options[name][rows] for name in choices], axis=1)
         self.costs = {name: screening.costs[name][rows] for name in SCREENED}
@@ -225,13 +225,13 @@ def candidates(
     """The nets that trial ``number`` chooses from, ``featured`` the costs and traits among their features.
 
     Where not ``canonical``, combinations that make the same net are candidates each. Made once per process, or by the
-    ``seed`` and every now and then where there are too many for all; ``further`` draws a space anew that is.
+    ``seed`` and every now and then where there are too many for all; ``further`` draws these anew.
     """
     asked = (question, budget, canonical)
     scaled_by = combinations = 0
     if is_drawn(question):
         scaled_by, combinations = _scaled_by(*asked, seed), _draw(seed, number // SCREENED_ANEW + further)
-    nets = _draw(seed, number // DRAWN_ANEW) if len(_fitting(*asked, combinations)[1]) > WHOLE else 0
+    nets = _draw(seed, number // DRAWN_ANEW + further) if len(_fitting(*asked, combinations)[1]) > WHOLE else 0
     return _candidates(*asked, featured, scaled_by, combinations, nets)
 
 
@@ -286,4 +286,4 @@ def _candidates(
     screening, rows = _fitting(question, budget, canonical, combinations)
     if nets:
         rows = np.sort(np.random.default_rng(nets).choice(rows, DRAWN, replace=False))
-    return Candidates(screening, rows, encoding)
+    return Candidates(screening, rows, encoding, is_part=bool(combinations or nets))

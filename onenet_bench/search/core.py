@@ -20,7 +20,7 @@ from optuna.trial import TrialState
 
 from onenet_bench import costs
 from onenet_bench.budget import Budget, excess
-from onenet_bench.errors import MeasureError, RecipeError, SpecError
+from onenet_bench.errors import LedgerError, MeasureError, RecipeError, SpecError
 from onenet_bench.ledger import Ledger
 from onenet_bench.measure.latency import Conditions, latency_ms
 from onenet_bench.pareto import Objective, objectives
@@ -90,7 +90,7 @@ class Search:
     """Of another run: what the sampler frontier starts from (see ``warm``)."""
 
     def __post_init__(self) -> None:
-        samplers.check(self.sampler)
+        samplers.check(self.sampler, self.space)
         fidelity.check(self.fidelity)
         named = {o.name for o in self.objectives} | {b.cost for b in self.budget}
         if "supervision_macs" in named and not self.recipe.deep_supervision:
@@ -260,14 +260,16 @@ class Core:
             return None, spec, counted, f"duplicate of trial {first}"
         if over := excess(counted, self.search.budget):
             return None, spec, counted, f"over budget: {over}"
-        if number not in self._reported and (over := excess(counted, self._memory)):
+        is_new = number not in self._reported  # else it was admitted before the run was interrupted
+        if is_new and (over := excess(counted, self._memory)):
             return None, spec, counted, f"does not fit: {over}"
         if self.search.latency is not None:
             try:
                 counted = replace(counted, latency_ms=latency_ms(spec, self.search.latency))
             except MeasureError as error:
-                return None, spec, counted, f"cannot be timed: {error}"
-            if over := excess(counted, self.search.budget):
+                if is_new:
+                    return None, spec, counted, f"cannot be timed: {error}"
+            if is_new and (over := excess(counted, self.search.budget)):
                 return None, spec, counted, f"over budget: {over}"
         return Job(trial=number, choices=dict(choices), spec=spec, costs=counted), spec, counted, ""
 
@@ -321,6 +323,9 @@ class Core:
         if retries := self._retries.get(record.trial):
             record = replace(record, provenance={**record.provenance, "retries": retries})
         record = replace(record, costs=self._running[record.trial].costs)  # with what only a run could tell
+        reported = self._reported[record.trial]
+        if record.status is Status.FAILED and len(record.history) < len(reported):  # of before it was taken up again
+            record = replace(record, history=tuple(reported), seconds=max(record.seconds, reported[-1]["seconds"]))
         if record.status is Status.STOPPED and record.trial in self._halving.stopped:
             self._pause(record)
             return
@@ -416,6 +421,11 @@ class Core:
                     system_attrs=event["attributes"],
                 )
             )
+            if trial != self._proposed:
+                raise LedgerError(
+                    f"proposals are numbered in turn, but {trial} stands where {self._proposed} should; restore the "
+                    "ledger from a copy"
+                )
             self._asked()
             untold[trial] = event["choices"]
         elif kind == "report":

@@ -16,12 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from onenet_bench import costs, ledger, pareto
-from onenet_bench.errors import RecipeError
+from onenet_bench.errors import MeasureError, RecipeError
 from onenet_bench.ledger import Ledger
 from onenet_bench.measure.latency import latency_ms
 from onenet_bench.record import SCHEMA, Machine, Record, Status, provenance
 from onenet_bench.search.baselines import baselines
 from onenet_bench.search.core import RETRIES, Core, Job, Search
+from onenet_bench.search.trial import failed
 from onenet_bench.spec import NetSpec
 
 
@@ -58,13 +59,13 @@ def train(core: Core, run: Path, *, seeds: int, carry_out: Callable[[Final, Path
     with Ledger(folder, create=new) as book:
         events = [] if new else ledger.read(folder)
         total = len(nets) * seeds
+        with ledger.understood(folder):
+            final = Final(book, events, replace(core.search, trials=total), nets, chosen)
         if new:
             head = {"schema": SCHEMA, "name": f"{run.resolve().name}, final", **core.search.to_dict(), "trials": total}
             book.append("run", {**head, **asked, "machine": asdict(Machine.here()), "provenance": provenance()})
         else:
             book.append("resume", {"trials": total, **asked, "provenance": provenance()})
-        with ledger.understood(folder):
-            final = Final(book, events, replace(core.search, trials=total), nets, chosen)
         try:
             carry_out(final, folder)
         except KeyboardInterrupt:
@@ -94,26 +95,32 @@ class Final:
         open_ = {key: trial for trial, key in asked.items() if trial not in told}  # in flight when it was cut off
         done = {asked[trial] for trial in told}
         self._queue = [(open_.get(key), *key) for key in self._wanted if key not in done]
-        self._running: dict[int, tuple[str, int]] = {}
-        self._lost: dict[int, int] = {}
+        self._running: dict[int, Job] = {}
+        self._lost = {event["trial"]: event["attempt"] for event in events if event["event"] == "retry"}
         self._epochs = {event["trial"]: event["epoch"] for event in events if event["event"] == "report"}  # the last
 
     def ask(self) -> Job | None:
         """The next training, or None: ``ended`` then says why, and is empty while others still run."""
-        if not self._queue:
-            self.ended = "" if self._running else f"{len(self._wanted)} final trainings were made"
-            return None
-        trial, digest, seed = self._queue.pop(0)
-        name = self._wanted[digest, seed]
-        if trial is None:
-            trial, self._next = self._next, self._next + 1
-            self._ledger.append("ask", {"trial": trial, "digest": digest, "seed": seed, "choices": {"net": name}})
-        recipe, task, spec = replace(self.search.recipe, seed=seed), self.search.task, self._specs[digest]
-        counted = costs.count_training(spec, task.resolution, recipe)
-        if self.search.latency is not None:
-            counted = replace(counted, latency_ms=latency_ms(spec, self.search.latency))
-        self._running[trial] = (digest, seed)
-        return Job(trial=trial, choices={"net": name}, spec=spec, costs=counted, recipe=recipe, test=True)
+        while self._queue:
+            trial, digest, seed = self._queue.pop(0)
+            name = self._wanted[digest, seed]
+            if trial is None:
+                trial, self._next = self._next, self._next + 1
+                self._ledger.append("ask", {"trial": trial, "digest": digest, "seed": seed, "choices": {"net": name}})
+            recipe, task, spec = replace(self.search.recipe, seed=seed), self.search.task, self._specs[digest]
+            counted = costs.count_training(spec, task.resolution, recipe)
+            job = Job(trial=trial, choices={"net": name}, spec=spec, costs=counted, recipe=recipe, test=True)
+            try:
+                if self.search.latency is not None:
+                    counted = replace(counted, latency_ms=latency_ms(spec, self.search.latency))
+            except MeasureError as error:
+                self._running[trial] = job
+                self.tell(failed(self, job, f"cannot be timed: {error}"))
+                continue
+            self._running[trial] = replace(job, costs=counted)
+            return self._running[trial]
+        self.ended = "" if self._running else f"{len(self._wanted)} final trainings were made"
+        return None
 
     def report(self, trial: int, progress: Mapping[str, Any]) -> bool:
         """Note an epoch, once. Final trainings are never stopped."""
@@ -124,6 +131,7 @@ class Final:
 
     def tell(self, record: Record) -> None:
         """A training has ended. It is on the disk when this returns."""
+        record = replace(record, costs=self._running[record.trial].costs)  # with what only a run could tell
         self._ledger.append("tell", {"trial": record.trial, "record": record.to_dict()})
         del self._running[record.trial]
         self.records.append(record)
@@ -134,5 +142,7 @@ class Final:
         if attempt > RETRIES:
             return False
         self._ledger.append("retry", {"trial": trial, "reason": reason, "attempt": attempt})
-        self._queue.insert(0, (trial, *self._running.pop(trial)))
+        job = self._running.pop(trial)
+        assert job.recipe is not None
+        self._queue.insert(0, (trial, job.spec.digest(), job.recipe.seed))
         return True

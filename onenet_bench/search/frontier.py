@@ -171,10 +171,10 @@ class FrontierSampler(BaseSampler):
     def _present(self, study: Study, number: int) -> tuple[Candidates, Past, str]:
         """What trial ``number`` chooses from, what came before it, and why there is nothing left; empty where there
         is."""
-        for further in range(REDRAWN if is_drawn(self._question) else 1):
+        for further in range(REDRAWN):
             found = self._candidates(number, further)
             past = self._past(study, found)
-            if not (reason := self._spent(found, past)):
+            if not (reason := self._spent(found, past)) or not found.is_part:
                 break
         return found, past, reason
 
@@ -182,11 +182,9 @@ class FrontierSampler(BaseSampler):
         if any(row not in past.rows and self._fits(found, row) for row in range(len(found))):
             return ""
         within = f" within {' and '.join(map(str, limits))}" if (limits := self._limits) else ""
-        if is_drawn(self._question):
-            return (
-                f"of {REDRAWN * COMBINATIONS:,} combinations that were drawn from {self._space.name} none made a net"
-                f"{within} that had not been tried"
-            )
+        if found.is_part:
+            drawn = f"{COMBINATIONS:,} combinations" if is_drawn(self._question) else f"{len(found):,} nets"
+            return f"in {REDRAWN} draws of {drawn} from {self._space.name} was no net{within} that had not been tried"
         if not past.rows:
             return f"{self._space.name} has no net{within}"
         return f"all nets of {self._space.name}{within} were tried"

@@ -19,6 +19,7 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial
 
 from onenet_bench.errors import SpaceError, known
+from onenet_bench.screen import MOST
 from onenet_bench.search.frontier import FrontierSampler
 from onenet_bench.search.parameters import as_parameters, distributions
 from onenet_bench.space import SearchSpace
@@ -124,14 +125,18 @@ SAMPLERS: dict[str, Callable[[Search, int], BaseSampler]] = {
 
 def make(name: str, search: Search, number: int) -> BaseSampler:
     """The sampler that proposes trial ``number``. Raises SpaceError for an unknown name."""
-    check(name)
+    check(name, search.space)
     return SAMPLERS[name](search, number)
 
 
-def check(name: str) -> None:
-    """Raise SpaceError unless ``name`` is a sampler."""
+def check(name: str, space: SearchSpace) -> None:
+    """Raise SpaceError unless ``name`` is a sampler, and one that ``space`` is not too large for."""
     if name not in SAMPLERS:
         raise SpaceError(known("sampler", name, SAMPLERS))
+    if name == "grid" and space.size > MOST:
+        raise SpaceError(
+            f"a grid has at most {MOST:,} combinations, but {space.name} has {space.size:,}; take another sampler"
+        )
 
 
 def _seed(*parts: int) -> int:

@@ -19,7 +19,9 @@ from typing import Protocol
 import numpy as np
 
 from onenet_bench import data, ledger, pareto
+from onenet_bench.data.samples import Samples
 from onenet_bench.errors import DataError, LedgerError
+from onenet_bench.files import whole
 from onenet_bench.ledger import Ledger
 from onenet_bench.record import SCHEMA, Machine, provenance
 from onenet_bench.search import final as finals
@@ -29,6 +31,7 @@ from onenet_bench.search.display import Display
 from onenet_bench.search.final import Final
 from onenet_bench.search.stall import stalled
 from onenet_bench.search.trial import Ended, Event
+from onenet_bench.task import Task
 
 
 class Engine(Protocol):
@@ -59,12 +62,7 @@ def start(
             "machine": asdict(Machine.here()), "provenance": provenance(),
         }  # fmt: skip
         book.append("run", header)
-        np.savez_compressed(
-            folder / "samples.npz",
-            images=shown.images[search.task.shown],
-            masks=shown.masks[search.task.shown],
-            names=np.array([shown.names[i] for i in search.task.shown]),
-        )
+        _keep(shown, search.task, folder)
         return _carry_out(Core(book, [], search, memory_mib=memory_mib), book, folder, engine, final)
 
 
@@ -74,7 +72,7 @@ def resume(
     """Go on with the run in ``folder``, to ``trials`` candidates where given. Trials in flight go on from their last
     checkpoint."""
     with Ledger(folder, create=False) as book:
-        events = ledger.read(folder)
+        events = ledger.read_search(folder)
         with ledger.understood(folder):
             search = Search.from_dict(events[0])
             for event in events:
@@ -82,11 +80,23 @@ def resume(
                     search = replace(search, trials=event["trials"])
         if trials is not None:
             search = replace(search, trials=trials)
-        data.load(search.task)  # the same data must still be there
-        book.append("resume", {"trials": trials, "provenance": provenance()})
+        _keep(data.load(search.task).validation, search.task, folder)  # the same data must still be there
         with ledger.understood(folder):
             core = Core(book, events[1:], search, memory_mib=memory_mib)
+        book.append("resume", {"trials": trials, "provenance": provenance()})
         return _carry_out(core, book, folder, engine, final)
+
+
+def _keep(images: Samples, task: Task, folder: Path) -> None:
+    """The images that the report shows, unless they are there."""
+    path = folder / "samples.npz"
+    if path.exists():
+        return
+    with whole(path) as draft:
+        np.savez_compressed(
+            draft, images=images.images[task.shown], masks=images.masks[task.shown],
+            names=np.array([images.names[i] for i in task.shown]),
+        )  # fmt: skip
 
 
 def _carry_out(core: Core, book: Ledger, folder: Path, engine: Engine, final: int) -> Core:
@@ -128,6 +138,8 @@ def _prune(core: Core, folder: Path) -> None:
     for record in core.records:
         if record.trial not in best and (name := record.artifacts.get("weights")):
             (folder / name).unlink(missing_ok=True)
+    for torn in folder.glob("*/.*-[0-9]*.*"):  # what killed processes were writing
+        torn.unlink(missing_ok=True)
     shutil.rmtree(folder / trial.STATES, ignore_errors=True)
 
 

@@ -25,6 +25,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -40,7 +41,8 @@ from onenet_bench.files import whole
 from onenet_bench.pareto import losses, non_dominated
 from onenet_bench.recipe import Recipe
 from onenet_bench.record import COSTS, SCORES, Machine, Record, Status, provenance
-from onenet_bench.search.trial import ENVIRONMENT
+from onenet_bench.screen import MOST
+from onenet_bench.search.trial import ENVIRONMENT, environment
 from onenet_bench.space import SearchSpace
 from onenet_bench.spec import NetSpec
 from onenet_bench.task import Task
@@ -55,6 +57,8 @@ COLUMNS = ("net", "seed", "epoch", "loss", *KEPT, "seconds", "cpu_seconds")
 
 DIGITS = 4
 """Decimals of losses and scores."""
+
+HEADER = ",".join(COLUMNS) + "\n"
 
 FAILED = 0
 """The one epoch of a training that failed; its row has neither loss nor scores."""
@@ -76,6 +80,14 @@ class Question:
             raise SpaceError(
                 f"a table's trainings are counted in epochs, but the recipe has {self.recipe.steps} steps; say epochs"
             )
+        if self.space.size > MOST:
+            raise SpaceError(
+                f"a table has at most {MOST:,} combinations, but {self.space.name} has {self.space.size:,}; offer less"
+            )
+        named = {o.name for o in self.space.objectives} | {b.cost for b in self.space.budget}
+        absent = {"latency_ms", "dice_case_fg"} | (set() if self.recipe.deep_supervision else {"supervision_macs"})
+        if strange := sorted(named & absent):
+            raise SpaceError(f"a table has no {strange[0]}, but {self.space.name} names it; leave it out")
         if self.recipe.patience:
             raise SpaceError(
                 f"a table's trainings are all as long, but the recipe has a patience of {self.recipe.patience}; leave "
@@ -193,12 +205,12 @@ def _go_on(
     np.random.default_rng(0).shuffle(digests)
     todo = [(name, seed) for seed in question.seeds for name in digests if (name, seed) not in done]
     number, of = len(done), len(done) + len(todo)
-    for name, value in {**ENVIRONMENT, "OMP_NUM_THREADS": "1"}.items():
-        os.environ.setdefault(name, value)
+    wanted = {**ENVIRONMENT, "OMP_NUM_THREADS": "1"}
     context = multiprocessing.get_context("spawn")
     with (
+        environment({name: value for name, value in wanted.items() if name not in os.environ}),
         ProcessPoolExecutor(workers, mp_context=context) as pool,
-        (folder / SCORED).open("a", encoding="utf-8") as book,
+        (folder / SCORED).open("ab", buffering=0) as book,
     ):
         running: set[Future[str]] = set()
         while todo or running:
@@ -207,10 +219,16 @@ def _go_on(
                 running.add(pool.submit(train, rows[name].spec, question.task, replace(question.recipe, seed=seed)))
             ended, running = wait(running, return_when=FIRST_COMPLETED)
             for future in ended:
-                trained = future.result()
+                try:
+                    trained = future.result()
+                except BrokenProcessPool as error:
+                    raise LedgerError(
+                        f"a training's process ended without a word, as where memory runs out; what {folder} holds is "
+                        "safe: give the same command with fewer --workers"
+                    ) from error
                 with _writing(folder):
-                    book.write(trained)
-                    book.flush()
+                    book.write(trained.encode())
+                    os.fsync(book.fileno())
                 number += 1
                 heard(number, of)
     found = read(folder)
@@ -293,7 +311,10 @@ def card(found: Tabulated) -> str:
     last = found.scores[found.scores["epoch"] == asked.recipe.epochs]
     agreement = pd.DataFrame(curves.reshape(-1, curves.shape[2])).corr("kendall").iloc[-1]
     means = np.nanmean(final, axis=1)
-    values = {_score(asked): means, **{o.name: found.nets[o.name] for o in asked.space.objectives if not o.is_score}}
+    values = {
+        o.name: np.nanmean(found.curves(o.name)[:, :, -1], axis=1) if o.is_score else found.nets[o.name].to_numpy()
+        for o in asked.space.objectives
+    }
     front = int(non_dominated(losses(values, asked.space.objectives)).sum())
     between = pd.DataFrame(final).corr("kendall").to_numpy()[np.triu_indices(final.shape[1], 1)]
     noise = math.sqrt(float(np.nanmean(np.nanvar(final, axis=1, ddof=1)))) if final.shape[1] > 1 else math.nan
@@ -340,7 +361,7 @@ of {all} trainings, with the scores of every epoch and the exact costs. Searches
 (`benchmarks/search.py`).
 
 - Space: {summary}; {combinations} combinations, of which the first that makes a net stands for it. Budget: {budget}.
-- Data: `{task.data}`, generated, {task.train} training and {task.validation} validation
+- Data: `{task.data}`, {task.train} training and {task.validation} validation
   images of {task.resolution} x {task.resolution} pixels; classes {classes}. Task digest {task_digest}.
 - Recipe: {recipe}. Digest {recipe_digest}. Its learning rate falls over {epochs} epochs, so an epoch's score is that
   of a training on its way to {epochs}, not of a shorter one.
@@ -396,7 +417,8 @@ def _begin(question: Question, rows: Mapping[str, Row], folder: Path, command: s
     else:
         if others := sorted(p.name for p in folder.iterdir() if p.name != SCORED and not p.name.startswith(".")):
             raise LedgerError(f"a table has a folder of its own, but {folder} holds {others[0]}; give another --out")
-        _write(folder / SCORED, ",".join(COLUMNS) + "\n")
+        if not (folder / SCORED).exists():
+            _write(folder / SCORED, HEADER)
     _write(folder / QUESTION, json.dumps(facts, indent=1) + "\n")
     nets = [{"net": name, "label": row.spec.label(), **row.choices, **row.costs} for name, row in rows.items()]
     _write(folder / NETS, pd.DataFrame(nets).to_csv(index=False))  # counted anew each time
@@ -428,24 +450,30 @@ def _mend(path: Path, epochs: int) -> set[tuple[str, int]]:
 
     Raises LedgerError where it is damaged elsewhere.
     """
-    text = path.read_text(encoding="utf-8")
+    text = path.read_bytes().decode(errors="replace")
     rows = text[: text.rfind("\n") + 1].splitlines(keepends=True)
+    if rows[:1] != [HEADER]:
+        raise LedgerError(f"a table's scores begin with {HEADER.strip()}, but {path} does not; restore it from a copy")
     kept, seen = rows[:1], set()
     at = 1
     while at < len(rows):
-        try:
-            name, seed, epoch = rows[at].split(",")[:3]
-            size = 1 if int(epoch) == FAILED else epochs
-            key = (name, int(seed))
-        except ValueError as error:
+        name, seed, epoch = (*rows[at].split(","), "", "")[:3]
+        size = 1 if epoch == str(FAILED) else epochs
+        block = rows[at : at + size]
+        wanted = [f"{name},{seed},{e}," for e in ([FAILED] if epoch == str(FAILED) else range(1, epochs + 1))]
+        if (
+            not seed.isdecimal()
+            or (name, int(seed)) in seen
+            or not all(row.startswith(key) for row, key in zip(block, wanted, strict=False))
+        ):
             raise LedgerError(
-                f"every line of a table's scores is an epoch's, but line {at + 1} of {path} is not; restore the file "
-                "from a copy"
-            ) from error
-        if len(rows) < at + size:
+                f"the lines of a table's scores are the epochs of one training after the other, but those from "
+                f"{at + 1} of {path} are not; restore the file from a copy"
+            )
+        if len(block) < size:  # torn
             break
-        kept += rows[at : at + size]
-        seen.add(key)
+        kept += block
+        seen.add((name, int(seed)))
         at += size
     if (mended := "".join(kept)) != text:
         _write(path, mended)

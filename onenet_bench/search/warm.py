@@ -20,12 +20,12 @@ if TYPE_CHECKING:
 def earlier(run: Path, search: Search) -> tuple[Record, ...]:
     """The Records of the nets that ``run`` has trained, for ``search``: without histories and pictures.
 
-    Raises SpaceError where the run trained other nets, on other data or in another way; its seed, budget and
-    objectives may differ. Raises LedgerError where there is no run.
+    Raises SpaceError where the run trained other nets, on other data or in another way; its budget and objectives
+    may differ. Raises LedgerError where there is no run.
     """
     if search.sampler != "frontier":
         raise SpaceError(f"a warm start needs the sampler frontier, but got {search.sampler}; choose frontier")
-    events = ledger.read(run)
+    events = ledger.read_search(run)
     with ledger.understood(run):
         theirs = _asked(events[0])
         found = [*map(Record.from_dict, events[0].get("earlier", ())), *ledger.records(events)]

@@ -76,6 +76,8 @@ def save_state(state: State, path: Path) -> None:
     if gpu := _gpu(state.net):
         tensors["gpu"] = torch.cuda.get_rng_state(gpu)
     header = {"training": json.dumps({"facts": state.facts, "asked": state.asked})}
+    for torn in path.parent.glob(f".*-{path.name}"):  # by a process that was killed
+        torn.unlink(missing_ok=True)
     with whole(path, durable=True) as draft:
         save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, draft, header)
 
@@ -113,7 +115,7 @@ def read_asked(folder: Path) -> dict[str, Any]:
 
     Raises RecipeError where there is no state.
     """
-    asked: dict[str, Any] = _read(folder / FILE)[0]["asked"]
+    asked: dict[str, Any] = _read(folder / FILE, tensors=False)[0]["asked"]
     return asked
 
 
@@ -123,15 +125,16 @@ def read_facts(folder: Path) -> dict[str, Any]:
     Raises RecipeError where the state is damaged.
     """
     path = folder / FILE
-    facts: dict[str, Any] = _read(path)[0]["facts"] if path.exists() else {}
+    facts: dict[str, Any] = _read(path, tensors=False)[0]["facts"] if path.exists() else {}
     return facts
 
 
-def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def _read(path: Path, *, tensors: bool = True) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The header of a state, and its ``tensors``."""
     try:
         with safe_open(path, framework="pt") as file:
             header: dict[str, Any] = json.loads((file.metadata() or {})["training"])
-            return header, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (no mapping)
+            return header, {name: file.get_tensor(name) for name in (file.keys() if tensors else ())}
     except (OSError, SafetensorError, KeyError, ValueError) as error:
         raise RecipeError(
             f"a training's state is a safetensors file written by onenet-bench, but {path} is not ({error}); "

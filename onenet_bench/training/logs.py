@@ -33,14 +33,21 @@ def csv_log(folder: Path) -> Iterator[Log]:
     def write(epoch: Mapping[str, Any]) -> None:
         rows = []
         if path.exists():
-            with path.open(encoding="utf-8", newline="") as file:
-                rows = [row for row in csv.DictReader(file) if int(row["epoch"]) < epoch["epoch"]]
+            with path.open(encoding="utf-8-sig", newline="") as file:
+                rows = [row for row in csv.DictReader(file) if _epoch(row, path) < epoch["epoch"]]
         with whole(path) as draft, draft.open("w", encoding="utf-8", newline="") as file:
             table = csv.DictWriter(file, COLUMNS, restval="", extrasaction="ignore")
             table.writeheader()
             table.writerows([*rows, epoch])
 
     yield write
+
+
+def _epoch(row: Mapping[str, Any], path: Path) -> int:
+    try:
+        return int(row["epoch"])
+    except (KeyError, ValueError, TypeError) as error:
+        raise RecipeError(f"{path} must be a log of epochs, but it has the row {row}; move it away") from error
 
 
 @contextmanager

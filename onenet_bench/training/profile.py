@@ -101,5 +101,7 @@ def profile(
     short = replace(recipe, steps=WARM_UP + steps, epochs=1, patience=0, keep="last")
     fit(net, train, validation, short, classes=classes, background=background, ignore_index=ignore_index,
         device=device, mark=watch)  # fmt: skip
-    batch = min(recipe.batch, len(train.images))
-    return StepProfile(batch=batch, seconds={part: tuple(rows[WARM_UP:]) for part, rows in watch.seconds.items()})
+    return StepProfile(
+        batch=min(recipe.batch, len(train.images)),
+        seconds={part: tuple(rows[WARM_UP:]) for part, rows in watch.seconds.items()},
+    )

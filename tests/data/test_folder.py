@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import struct
 import zlib
 from collections.abc import Callable
@@ -393,6 +394,29 @@ def _write(name: str, text: str) -> Callable[[Path], object]:
     return lambda root: (root / name).write_text(text)
 
 
+def _raw_png(path: Path, bits: int, kind: int, row: bytes) -> Path:
+    """A PNG of eight such rows of eight pixels."""
+    parts = (
+        (b"IHDR", struct.pack(">IIBBBBB", 8, 8, bits, kind, 0, 0, 0)),
+        (b"IDAT", zlib.compress((b"\0" + row) * 8)),
+        (b"IEND", b""),
+    )
+    path.write_bytes(
+        b"\x89PNG\r\n\x1a\n"
+        + b"".join(struct.pack(">I", len(b)) + name + b + struct.pack(">I", zlib.crc32(name + b)) for name, b in parts)
+    )
+    return path
+
+
+@pytest.mark.parametrize(("bits", "row"), [(2, bytes([0b00011011] * 2)), (4, bytes([0x01, 0x23] * 2))])
+def test_masks_of_few_bits_hold_indices(root: Path, bits: int, row: bytes) -> None:
+    for index in range(4):
+        _raw_png(root / f"masks/{index}.png", bits, 0, row)
+    task = _open(root)
+    assert task.class_names == ("background", "value_1", "value_2", "value_3")
+    assert data.load(task).train.masks[0, 0].tolist() == [0, 1, 2, 3] * 2
+
+
 def _each(*steps: Callable[[Path], object]) -> Callable[[Path], object]:
     return lambda root: [step(root) for step in steps]
 
@@ -405,6 +429,15 @@ REFUSALS: dict[str, tuple[Callable[[Path], object], str]] = {
     "two files of one stem": (
         lambda r: _save(r / "images/2.jpg", _gray()),
         r"images/2\.jpg and .*images/2\.png share one",
+    ),
+    "colours of 16 bits": (lambda r: _raw_png(r / "images/2.png", 16, 2, bytes(48 * 8)), r"2\.png is neither; save it"),
+    "a photograph on its side": (
+        _each(lambda r: _save(r / "images/2.png", _gray(0, 9, 8)), lambda r: _save(r / "masks/2.png", _gray(0, 8, 9))),
+        r"masks/2\.png is 9 x 8; save the image as it is seen: EXIF",
+    ),
+    "a name of other bytes": (
+        lambda r: (r / "images/2.png").rename(os.fsdecode(bytes(r / "images") + b"/Gr\xf6\xdfe.png")),
+        r"UTF-8, but 'Gr.*png' in .*images is not; rename it",
     ),
     "sizes": (
         lambda r: _save(r / "masks/2.png", _gray(0, 8, 9)),

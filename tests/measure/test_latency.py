@@ -100,12 +100,18 @@ def test_another_place_is_measured_anew(stopwatch: Stopwatch, monkeypatch: pytes
 
 
 def test_what_was_measured_side_by_side_is_known_too(stopwatch: Stopwatch) -> None:
-    found = latency.measure([tiny(4), tiny(5)], CONDITIONS, repeats=3)
+    found = latency.measure([tiny(4), tiny(5)], CONDITIONS)
     assert [one.company for one in found] == [2, 2]
     assert latency.latency_ms(tiny(5), CONDITIONS) == found[1].median_ms
     assert latency.cached(CONDITIONS, tiny(5)) == [found[1]]
     assert latency.cached(replace(CONDITIONS, resolution=64)) == list(found)  # of all nets: whatever their pixels
     assert len(stopwatch.asked) == 1
+
+
+def test_a_quick_look_is_no_measurement_of_a_search(stopwatch: Stopwatch) -> None:
+    (look,) = latency.measure([tiny()], CONDITIONS, repeats=latency.REPEATS - 1)
+    assert latency.latency_ms(tiny(), CONDITIONS) != look.median_ms
+    assert [len(one.wall_ms) for one in latency.cached(CONDITIONS)] == [latency.REPEATS - 1, latency.REPEATS]
 
 
 def test_a_torn_line_is_passed_over_and_ended(stopwatch: Stopwatch, tmp_path: Path) -> None:

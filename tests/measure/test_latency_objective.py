@@ -19,7 +19,7 @@ from onenet_bench.errors import MeasureError
 from onenet_bench.measure import latency
 from onenet_bench.measure.latency import Conditions
 from onenet_bench.record import Record, Status
-from onenet_bench.search import frontier, samplers
+from onenet_bench.search import final, frontier, samplers
 from onenet_bench.search.core import Core, Job, Search
 from onenet_bench.spec import NetSpec
 from tests.search.test_core import again, bare, begin, search, trained
@@ -131,6 +131,54 @@ def test_a_net_that_cannot_be_timed_is_rejected(stub: Stub, tmp_path: Path) -> N
         assert core.ask() is None
     timed = [row for row in core.records if row.spec and row.spec.digest() in stub.measured]
     assert timed[0].reason == "cannot be timed: a net must run to be timed, but it did not"
+
+
+def test_what_was_admitted_is_trained_to_its_end_whatever_a_new_measurement_says(
+    stub: Stub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, outcome in (("slower", {"fails": False}), ("broken", {"fails": True})):
+        asked = wanted()
+        book, core = begin(tmp_path / name, asked)
+        with book:
+            job = core.ask()
+            assert job is not None
+            core.report(job.trial, {"epoch": 1, "step": 1, "loss": 1.0, "seconds": 1.0, "miou": 0.2})
+        monkeypatch.setenv("ONENET_BENCH_CACHE", str(tmp_path / f"another-{name}"))
+        stub.fails = outcome["fails"]
+        book, core = again(tmp_path / name, replace(asked, budget=(Budget(cost="latency_ms", limit=1e-6),)))
+        with book:
+            assert job.trial not in [record.trial for record in core.records]
+            taken_up = core.ask()
+            assert taken_up is not None
+            assert taken_up.trial == job.trial
+        stub.fails = False
+
+
+def test_final_trainings_keep_their_latency(stub: Stub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    book, core = begin(tmp_path / "run", wanted())
+    with book:
+        carry_out(core)
+
+    def train_all(finals: final.Final, folder: Path) -> None:
+        stub.fails = True
+        monkeypatch.setenv("ONENET_BENCH_CACHE", str(tmp_path / "another"))
+        number = len(finals._queue)
+        finals._queue[1:] = finals._queue[1:3]
+        assert finals.ask() is None  # none can be timed
+        assert [r.status for r in finals.records] == [Status.FAILED] * min(3, number)
+        raise KeyboardInterrupt
+
+    final.train(core, tmp_path / "broken", seeds=1, carry_out=train_all)
+    (first, *_) = ledger.records(ledger.read(tmp_path / "broken" / ledger.FINAL))
+    assert first.reason == "cannot be timed: a net must run to be timed, but it did not"
+    stub.fails = False
+    final.train(core, tmp_path / "run", seeds=1, carry_out=lambda finals, _: carry_out(finals))  # type: ignore[arg-type]
+    made = ledger.records(ledger.read(tmp_path / "run" / ledger.FINAL))
+    assert len(made) >= 1
+    for row in made:
+        assert row.spec is not None
+        assert row.costs is not None
+        assert row.costs.latency_ms == milliseconds(row.spec)
 
 
 def test_a_search_says_how_it_times() -> None:

@@ -23,6 +23,7 @@ import pytest
 from PIL import Image
 from plotly.offline import get_plotlyjs
 
+from onenet_bench import ledger
 from onenet_bench.costs import by_level
 from onenet_bench.errors import OnenetBenchError
 from onenet_bench.ledger import Ledger
@@ -393,6 +394,18 @@ def test_the_page_is_written_whole_or_not_at_all(
         write_report(copy.path, out)
     assert out.read_text("utf-8") == whole
     assert [path.name for path in out.parent.iterdir()] == ["front.html"]
+
+
+def test_the_page_says_how_nets_were_timed_and_what_was_known_before(make_run: MakeRun) -> None:
+    run = make_run()
+    path = run.path / ledger.FILE
+    head, *rest = path.read_text().splitlines(keepends=True)
+    assert "Warm start" not in Outline(build_page(run.path)).text
+    timed = {"runtime": "torch", "form": "trained", "resolution": 64, "batch": 1, "threads": 1, "device": "cuda"}
+    path.write_text("".join([json.dumps({**json.loads(head), "latency": timed, "earlier": [{}, {}]}) + "\n", *rest]))
+    text = Outline(build_page(run.path)).text
+    assert "2 trainings of an earlier run" in text
+    assert "torch, trained form, cuda, 1 × 64 × 64 pixels, float32" in text
 
 
 # Pictures --------------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ import pytest
 
 from onenet_bench import costs, data, ledger, pareto
 from onenet_bench.budget import Budget
-from onenet_bench.errors import LedgerError, SpaceError
+from onenet_bench.errors import LedgerError, MeasureError, SpaceError
 from onenet_bench.ledger import Ledger
 from onenet_bench.recipe import Recipe
 from onenet_bench.record import SCHEMA, Machine, Record, Status
@@ -23,6 +23,7 @@ from onenet_bench.report import tables
 from onenet_bench.search import fidelity, sweep
 from onenet_bench.search.core import PARTIAL, RETRIES, Core, Job, Search
 from onenet_bench.search.samplers import SAMPLERS
+from onenet_bench.search.trial import failed
 from onenet_bench.space import SearchSpace
 from onenet_bench.task import Task
 
@@ -127,6 +128,15 @@ def test_all_three_kinds_of_rejection_occur(tmp_path: Path) -> None:
     assert {r.spec.digest() for r in core.records if r.status is Status.COMPLETE and r.spec} == affordable
 
 
+def test_a_grid_of_more_combinations_than_can_be_tried_is_refused() -> None:
+    many = {f"width_{i}": tuple(range(1, 100)) for i in range(10)}
+    huge = replace(
+        SPACE, choices=many, net={"depth": 2, "width": "$width_0", "scale": [f"${n}" for n in list(many)[1:]]}
+    )
+    with pytest.raises(SpaceError, match="a grid has at most 2,000,000 combinations, but small has 90,438,"):
+        search("grid", space=huge)
+
+
 def test_a_search_that_finds_nothing_new_ends(tmp_path: Path) -> None:
     book, core = begin(tmp_path, search("random", trials=1000))
     carry_out(core)
@@ -159,6 +169,8 @@ DAMAGE: dict[str, Callable[[list[dict[str, Any]]], None]] = {
     "a Record that is a number": lambda events: events[2].update(record=3),
     "a header without objectives": lambda events: events[0].pop("objectives"),
     "a header whose objectives are a number": lambda events: events[0].update(objectives=2),
+    "a proposal that is missing": lambda events: events.remove(next(e for e in events if e["event"] == "ask")),
+    "a schema that is a text": lambda events: events[0].update(schema="one"),
     "proposals without a number": lambda events: [e.pop("trial") for e in events if e["event"] == "ask"],  # type: ignore[dict-item, return-value]
 }
 
@@ -171,15 +183,50 @@ def test_a_ledger_that_makes_no_sense_is_one_sentence(tmp_path: Path, damage: st
     events = ledger.read(tmp_path)
     assert [e["event"] for e in events[:3]] == ["run", "ask", "tell"]
     tables.read_run(tmp_path)
+    lines = len(events)
     DAMAGE[damage](events)
     (tmp_path / ledger.FILE).write_text("".join(json.dumps(event) + "\n" for event in events))
-    for use in (
-        lambda: tables.read_run(tmp_path),
-        lambda: sweep.resume(tmp_path, lambda *_, **__: None, trials=None),
-    ):
-        with pytest.raises(LedgerError, match="; restore the") as caught:
+    uses = [lambda: sweep.resume(tmp_path, lambda *_, **__: None, trials=None), lambda: tables.read_run(tmp_path)]
+    for use in uses[: 1 if "missing" in damage else 2]:  # a report can do without a proposal
+        with pytest.raises(LedgerError, match="restore the") as caught:
             use()
         assert "\n" not in str(caught.value)
+    assert len((tmp_path / ledger.FILE).read_text().splitlines()) <= lines + 1
+
+
+def test_what_a_package_lacks_is_no_damage_of_the_ledger(tmp_path: Path) -> None:
+    with pytest.raises(MeasureError, match="needs the package"), ledger.understood(tmp_path):
+        raise MeasureError("the runtime needs the package onnx")
+
+
+def test_a_reproduction_is_no_search(tmp_path: Path) -> None:
+    with Ledger(tmp_path, create=True) as book:
+        book.append("run", {"schema": SCHEMA, "table": "table1"})
+    for use in (tables.read_run, lambda run: sweep.resume(run, lambda *_, **__: None, trials=None)):
+        with pytest.raises(
+            LedgerError, match="is a reproduction of table1; its page is made by onenet-bench reproduce"
+        ):
+            use(tmp_path)  # type: ignore[operator]
+
+
+def test_a_failed_trial_keeps_the_epochs_of_before_it_was_taken_up_again(tmp_path: Path) -> None:
+    wanted = search("grid", trials=1)
+    book, core = begin(tmp_path, wanted)
+    with book:
+        job = core.ask()
+        assert job is not None
+        epoch = {"epoch": 1, "step": 1, "loss": 1.0, "seconds": 7.0, "miou": 0.2}
+        core.report(job.trial, epoch)
+    book, core = again(tmp_path, wanted)
+    with book:
+        job = core.ask()
+        assert job is not None
+        core.tell(failed(core, job, "its process died"))
+    (row,) = (r for r in core.records if r.status is Status.FAILED)
+    assert row.history == (epoch,)
+    assert row.seconds == 7.0
+    assert core.ask() is None
+    assert core.ended == "1 candidate was trained; 1 failed"
 
 
 def share_of_good_proposals(run: Path, sampler: str) -> float:

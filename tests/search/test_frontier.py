@@ -232,8 +232,25 @@ def test_a_space_too_large_is_drawn_anew_before_it_is_said_to_have_nothing_left(
     carry_out(core)
     book.close()
     assert {r.spec.digest() for r in core.records if r.spec} == there
-    assert re.fullmatch(r"of [\d,]+ combinations that were drawn from small none made a net within parameters <= 600 "
-                        "that had not been tried", core.ended)  # fmt: skip
+    assert re.fullmatch(r"in 4 draws of [\d,]+ combinations from small was no net within parameters <= 600 that had "
+                        "not been tried", core.ended)  # fmt: skip
+    forget()
+
+
+def test_nets_that_are_drawn_are_drawn_anew_before_a_search_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(candidates, "WHOLE", 50)
+    monkeypatch.setattr(candidates, "DRAWN", 6)
+    forget()
+    memory = (Budget.parse("peak_training_mib <= 1000000"),)
+    book, core = begin(tmp_path, replace(searched(1000), budget=memory))
+    carry_out(core)
+    book.close()
+    assert core.ended == (
+        "in 4 draws of 6 nets from small was no net within peak_training_mib <= 1e+06 that had not been tried"
+    )
+    assert len([r for r in core.records if r.status is Status.COMPLETE]) > 6
     forget()
 
 

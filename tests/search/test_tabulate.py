@@ -120,11 +120,21 @@ def test_a_damaged_table_is_said_and_kept(tmp_path: Path) -> None:
     asked = question(0)
     tables._begin(asked, distinct(asked), tmp_path, "")
     book, stated = tmp_path / tables.SCORED, tmp_path / tables.QUESTION
-    for line in ("no epoch\n", "a,b,c,d\n"):
-        book.write_text("header\n" + line)
-        with pytest.raises(LedgerError, match=r"but line 2 of .*scores\.csv is not; restore"):
+    first, second = (f"{name},0,{epoch},1,1\n" for name, epoch in (("a", 1), ("a", 2)))
+    third = first.replace("a", "b")
+    for text, why in (
+        ("", "begin with net,seed,epoch"),
+        (first, "begin with net,seed,epoch"),
+        (tables.HEADER + "no epoch\n", "those from 2 of"),
+        (tables.HEADER + "a,b,c,d\n", "those from 2 of"),
+        (tables.HEADER + first + third, "those from 2 of"),  # a line is lost
+        (tables.HEADER + (first + second) * 2, "those from 4 of"),  # there twice
+    ):
+        book.write_text(text)
+        with pytest.raises(LedgerError, match=why + r".*; restore"):
             tabulate(asked, tmp_path, command="")
-        assert book.read_text() == "header\n" + line
+        assert book.read_text() == text
+    book.write_text(tables.HEADER)
     for text in ("{", "[]", "{}"):
         stated.write_text(text)
         for use in (lambda: read(tmp_path), lambda: tabulate(asked, tmp_path, command="")):
@@ -142,6 +152,14 @@ def test_a_table_has_a_folder_and_a_process_of_its_own(tmp_path: Path) -> None:
         tabulate(question(0), tmp_path, command="")
     with pytest.raises(LedgerError, match="must be writable"):
         tabulate(question(0), Path("/proc/table"), command="")
+
+
+@pytest.mark.parametrize("objective", ["latency_ms", "supervision_macs", "dice_case_fg"])
+def test_what_a_table_does_not_hold_is_no_objective_of_it(objective: str) -> None:
+    others = ["miou", "macs"] if objective == "dice_case_fg" else ["miou"]
+    space_ = SearchSpace.from_dict({**SPACE.to_dict(), "objectives": [*others, objective]})
+    with pytest.raises(SpaceError, match=f"a table has no {objective}"):
+        question(0, space=space_)
 
 
 def test_a_net_that_cannot_be_trained_by_the_recipe_is_left_out() -> None:

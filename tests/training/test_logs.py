@@ -30,6 +30,20 @@ def test_a_csv_log_has_a_row_per_epoch_and_a_resumed_one_replaces_its_own(tmp_pa
     assert [path.name for path in tmp_path.iterdir()] == ["log.csv"]
 
 
+def test_a_log_that_a_spreadsheet_has_saved_goes_on_and_another_one_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "log.csv"
+    with logs.csv_log(tmp_path) as write:
+        write(epochs(1, 1)[0])
+        path.write_text("\ufeff" + path.read_text())
+        write(epochs(2, 2)[0])
+        assert [row["epoch"] for row in csv.DictReader(path.read_text().splitlines())] == ["1", "2"]
+        for foreign in ("a,b\n1,2\n", "epoch,loss\nx,1\n"):
+            path.write_text(foreign)
+            with pytest.raises(RecipeError, match=r"log\.csv must be a log of epochs, but it has the row"):
+                write(epochs(2, 2)[0])
+            assert path.read_text() == foreign
+
+
 def test_a_tensorboard_log_has_loss_and_scores_over_steps(tmp_path: Path) -> None:
     events = pytest.importorskip("tensorboardX.proto.event_pb2")
     with logs.tensorboard_log(tmp_path) as write:

@@ -79,7 +79,7 @@ def test_killed_in_the_middle_and_resumed_it_ends_the_same_to_the_bit(
 
 
 def test_ctrl_c_says_how_to_go_on(folder: Path) -> None:
-    words = [*OPTIONS[:3], "--epochs", "500", "--threads", "1", "--out", "my net"]
+    words = [*OPTIONS[:3], "--epochs", "500", "--threads", "1", "--log", "csv", "--out", "my net"]
     with subprocess.Popen(
         [*COMMAND, "train", *words], cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as training:
@@ -89,7 +89,7 @@ def test_ctrl_c_says_how_to_go_on(folder: Path) -> None:
         out, err = training.communicate(timeout=60)
     assert training.returncode == 130
     assert out == ""
-    assert err.splitlines()[-1] == "interrupted; go on with: onenet-bench train --resume 'my net'"
+    assert err.splitlines()[-1] == "interrupted; go on with: onenet-bench train --resume 'my net' --threads 1 --log csv"
     assert (folder / "my net" / "state.safetensors").exists()
 
 
