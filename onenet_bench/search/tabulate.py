@@ -22,6 +22,7 @@ import json
 import math
 import multiprocessing
 import os
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -209,7 +210,7 @@ def _go_on(
     context = multiprocessing.get_context("spawn")
     with (
         environment({name: value for name, value in wanted.items() if name not in os.environ}),
-        ProcessPoolExecutor(workers, mp_context=context) as pool,
+        ProcessPoolExecutor(workers, mp_context=context, initializer=_follow) as pool,
         (folder / SCORED).open("ab", buffering=0) as book,
     ):
         running: set[Future[str]] = set()
@@ -262,6 +263,18 @@ def _alone(folder: Path) -> Iterator[None]:
         yield
     finally:
         os.close(handle)
+
+
+def _follow() -> None:
+    """End with the driver, whatever ends it: a pool's processes would wait for it for ever."""
+    driver = multiprocessing.parent_process()
+    assert driver is not None
+
+    def watch() -> None:
+        driver.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def train(spec: NetSpec, task: Task, recipe: Recipe) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +21,7 @@ from onenet_bench.record import Status
 from onenet_bench.search import tabulate as tables
 from onenet_bench.search.tabulate import Question, distinct, lines, read, tabulate
 from onenet_bench.space import SearchSpace
+from tests.test_cli import COMMAND, processes_in
 
 SPACE = SearchSpace.from_dict(
     {
@@ -49,7 +52,7 @@ def test_every_affordable_net_once_by_its_first_combination() -> None:
 def test_a_table_is_made_gone_on_with_and_holds_what_a_training_says(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tables, "ProcessPoolExecutor", lambda workers, mp_context: ThreadPoolExecutor(workers))
+    monkeypatch.setattr(tables, "ProcessPoolExecutor", lambda workers, **_: ThreadPoolExecutor(workers))
     heard: list[tuple[int, int]] = []
     begun = tabulate(question(0), tmp_path, command="made so", heard=lambda done, of: heard.append((done, of)))
     assert heard == [(1, 2), (2, 2)]
@@ -76,6 +79,29 @@ def test_a_table_is_made_gone_on_with_and_holds_what_a_training_says(
     record = evaluate(spec, question(0).task, replace(RECIPE, seed=1))
     assert curves[0, 1] == pytest.approx([epoch["miou"] for epoch in record.history], abs=1e-4)
     assert found.nets["macs"].iloc[0] == costs.count(spec, 32).macs
+
+
+def test_a_killed_table_leaves_no_process_and_goes_on(tmp_path: Path) -> None:
+    book = tmp_path / "table" / tables.SCORED
+    (tmp_path / "two.toml").write_text(
+        'name = "two"\nobjectives = ["miou", "macs"]\n[choices]\nwidth = [2, 3]\n'
+        '[net]\ndepth = 1\nwidth = "$width"\nrepeat = 1\n[task]\nresolution = 32\ntrain = 4\nvalidation = 2\ntest = 1\n'
+    )
+    words = [*COMMAND, "tabulate", "--space", "two.toml", "--seeds", "0,1,2,3", "--epochs", "20", "--out", "table"]
+    with subprocess.Popen(words, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as driver:
+        deadline = time.monotonic() + 120
+        while not (book.exists() and book.read_text().count("\n") > 1):
+            assert driver.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        driver.kill()
+    while processes_in(tmp_path) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not processes_in(tmp_path)
+    done = tables._mend(book, 20)
+    assert 1 <= len(done) < 8
+    assert subprocess.run(words, cwd=tmp_path, capture_output=True, check=False).returncode == 0
+    assert len(tables._mend(book, 20)) == 8
 
 
 def test_a_failed_training_is_one_row_without_scores(tmp_path: Path) -> None:
