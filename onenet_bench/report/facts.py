@@ -107,7 +107,7 @@ def describe_latency(conditions: Mapping[str, Any]) -> str:
     """How nets were timed, in a line."""
     where = conditions["device"] if conditions["device"] != "cpu" else f"CPU, threads: {conditions['threads']}"
     return (
-        f"{conditions['runtime']}, {conditions['form']} form, {where}, {conditions['batch']} × "
+        f"{conditions['runtime']}, {conditions['form']} form, {where}, batch {conditions['batch']}, "
         f"{conditions['resolution']} × {conditions['resolution']} pixels, float32"
     )
 

@@ -405,7 +405,7 @@ def test_the_page_says_how_nets_were_timed_and_what_was_known_before(make_run: M
     path.write_text("".join([json.dumps({**json.loads(head), "latency": timed, "earlier": [{}, {}]}) + "\n", *rest]))
     text = Outline(build_page(run.path)).text
     assert "2 trainings of an earlier run" in text
-    assert "torch, trained form, cuda, 1 × 64 × 64 pixels, float32" in text
+    assert "torch, trained form, cuda, batch 1, 64 × 64 pixels, float32" in text
 
 
 # Pictures --------------------------------------------------------------------------------------------------
