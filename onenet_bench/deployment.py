@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -63,10 +62,6 @@ def open_source(net: str, data_name: str | None = None, resolution: int | None =
         task = opened.task
         if data_name is not None and data_name != task.data:
             task = data.open_task(data_name, resolution=resolution or task.resolution, seed=task.seed)
-        elif resolution is not None and resolution != task.resolution:
-            sizes = {split: getattr(task, split) for split in SPLITS}
-            with suppress(DataError):  # the checkpoint has travelled without its data; who needs them says so
-                task = data.open_task(task.data, resolution=resolution, seed=task.seed, **sizes)
         spec = opened.net.spec
         if (task.classes, task.in_channels) != (spec.classes, spec.in_channels):
             raise DataError(
@@ -163,6 +158,10 @@ def export(
     check_resolution(spec, side, side)
     shape = (spec.in_channels, side, side)
     try:
+        if task is not None and task.resolution != side:
+            sizes = {split: getattr(task, split) for split in SPLITS}
+            task = data.open_task(task.data, resolution=side, seed=task.seed, **sizes)
+            source = replace(source, task=task)
         splits = data.load(task) if task else None
     except DataError:
         if int8:

@@ -141,6 +141,19 @@ def test_a_file_of_a_run_is_named_after_it(checkpoint: Path, tmp_path: Path) -> 
         checkpoint = there
 
 
+def test_a_resolution_that_the_data_do_not_have_is_refused_where_they_are_needed(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    source = deployment.open_source(str(checkpoint))
+    (alone,) = deployment.export(source, "onnx", tmp_path, resolution=16)  # on random images alone
+    assert alone.card["check"]["images"] == 0
+    with pytest.raises(DataError, match=r"a resolution of at least 32 .* but got 16"):
+        deployment.export(source, "onnx", tmp_path, resolution=16, int8=True)
+    float32, int8 = deployment.export(source, "onnx", tmp_path, resolution=64, int8=True)
+    assert float32.card["check"]["images"] == 4
+    assert int8.card["task"]["resolution"] == 64
+
+
 def test_what_cannot_be_exported_is_refused(checkpoint: Path, tmp_path: Path) -> None:
     source = deployment.open_source(str(checkpoint))
     bare = deployment.Source(name="bare", net=source.net, trained=False, task=None)

@@ -235,14 +235,14 @@ def reproduce(
     from onenet_bench import reproduce as reproduction
     from onenet_bench.record import usable_cores
     from onenet_bench.report import reproduce as pages
-    from onenet_bench.report.whole import check_page
+    from onenet_bench.report.html_file import check_html
 
     check_device(device)
     if smoke and (root or data):
         raise RecipeError("a smoke run draws its own data, but got --root or --data; leave them out, or --smoke")
     kinds = reproduction.published(table).data
     if html:
-        check_page(html)  # before days of training
+        check_html(html)  # before days of training
     asked = reproduction.order(
         table,
         data=datasets.split(",") if datasets else None,

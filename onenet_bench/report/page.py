@@ -12,9 +12,9 @@ from typing import Any
 
 from onenet_bench.report import figures, words
 from onenet_bench.report.facts import page_facts
+from onenet_bench.report.html_file import write_html
 from onenet_bench.report.pictures import Pictures, pictures
 from onenet_bench.report.tables import read_run
-from onenet_bench.report.whole import write_whole
 
 PAGE_BYTES = 8_000_000
 """What a page may weigh with its predictions; those of the front come first and the rest while there is room."""
@@ -25,7 +25,7 @@ def write_report(run: Path, out: Path) -> Path:
 
     Raises LedgerError where there is no ledger that can be read, OnenetBenchError where ``out`` cannot be written.
     """
-    return write_whole(out, build_page(run))
+    return write_html(out, build_page(run))
 
 
 def build_page(run: Path) -> str:

@@ -25,6 +25,7 @@ from onenet_bench.errors import LedgerError
 from onenet_bench.recipe import PAPER
 from onenet_bench.record import SCORES, Record, Status
 from onenet_bench.report import words
+from onenet_bench.report.html_file import write_html
 from onenet_bench.report.published import (
     BATCHES,
     CHANNELS,
@@ -37,7 +38,6 @@ from onenet_bench.report.published import (
     WIDTH,
     PublishedTable,
 )  # fmt: skip
-from onenet_bench.report.whole import write_whole
 
 STATEMENT = (
     "The published mAP, mIoU and DSC came from an evaluator that is wrong: it hands maps of class indices to "
@@ -378,7 +378,7 @@ def write_reproduction(facts: Reproduction, out: Path) -> Path:
 
     Raises OnenetBenchError where ``out`` cannot be written.
     """
-    return write_whole(out, build_reproduction(facts))
+    return write_html(out, build_reproduction(facts))
 
 
 def build_reproduction(facts: Reproduction) -> str:

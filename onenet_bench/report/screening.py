@@ -17,9 +17,9 @@ from onenet_bench import __version__
 from onenet_bench.record import COSTS
 from onenet_bench.report import survey, words
 from onenet_bench.report.figures import AXIS, DOMINATED, FRONT, KNEE, LOOKS, cost_axis, spread
+from onenet_bench.report.html_file import write_html
 from onenet_bench.report.survey import Histogram, Pair, ScreeningFacts, StaticFront, title
 from onenet_bench.report.tables import NBSP, plain, show
-from onenet_bench.report.whole import write_whole
 
 LEAST, LARGEST = "#1b9e77", "#e7b416"
 """Colours of two fronts; the third has KNEE's, what fits FRONT's and the rest DOMINATED's."""
@@ -163,7 +163,7 @@ def write_screening(facts: ScreeningFacts, out: Path, command: str) -> Path:
     """Write the page of ``facts`` to ``out``, all of it or nothing, and return ``out``; ``command`` is the one that
     makes it again. Raises OnenetBenchError where ``out`` cannot be written.
     """
-    return write_whole(out, build_screening(facts, command))
+    return write_html(out, build_screening(facts, command))
 
 
 def build_screening(facts: ScreeningFacts, command: str) -> str:

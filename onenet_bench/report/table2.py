@@ -26,7 +26,7 @@ from onenet_bench.field import Field, receptive_field
 from onenet_bench.plan import plan
 from onenet_bench.record import COSTS, Costs
 from onenet_bench.report import words
-from onenet_bench.report.whole import write_whole
+from onenet_bench.report.html_file import write_html
 from onenet_bench.spec import NetSpec, StageSpec, StemSpec
 
 SOURCE = "arXiv 2411.09838, Table 2"
@@ -427,7 +427,7 @@ def write_table2(facts: Table2, out: Path) -> Path:
 
     Raises OnenetBenchError where ``out`` cannot be written.
     """
-    return write_whole(out, build_table2(facts, f"onenet-bench table2 --html {shlex.quote(str(out))}"))
+    return write_html(out, build_table2(facts, f"onenet-bench table2 --html {shlex.quote(str(out))}"))
 
 
 def build_table2(facts: Table2, command: str) -> str:

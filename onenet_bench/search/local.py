@@ -80,7 +80,7 @@ def run(
                      compiled=compiled, carry_out=carry_out)  # fmt: skip
     task = json.dumps(core.search.task.to_dict())
     wanted = {**trial.ENVIRONMENT, "OMP_NUM_THREADS": str(threads), trial.PIXELS_OF: task}
-    with trial.environment({name: value for name, value in wanted.items() if name not in os.environ}):
+    with trial.environment(wanted, over=False):
         try:
             while True:
                 while len(engine.busy) < workers and (job := core.ask()) is not None:

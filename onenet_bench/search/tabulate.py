@@ -206,10 +206,9 @@ def _go_on(
     np.random.default_rng(0).shuffle(digests)
     todo = [(name, seed) for seed in question.seeds for name in digests if (name, seed) not in done]
     number, of = len(done), len(done) + len(todo)
-    wanted = {**ENVIRONMENT, "OMP_NUM_THREADS": "1"}
     context = multiprocessing.get_context("spawn")
     with (
-        environment({name: value for name, value in wanted.items() if name not in os.environ}),
+        environment({**ENVIRONMENT, "OMP_NUM_THREADS": "1"}, over=False),
         ProcessPoolExecutor(workers, mp_context=context, initializer=_follow) as pool,
         (folder / SCORED).open("ab", buffering=0) as book,
     ):

@@ -1,4 +1,4 @@
-"""Pages, written whole or not at all."""
+"""The file of a page: where it may be written, whole or not at all."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from onenet_bench.errors import OnenetBenchError
 from onenet_bench.files import whole
 
 
-def check_page(out: Path) -> None:
+def check_html(out: Path) -> None:
     """Raise OnenetBenchError unless ``out`` ends in .html: it may be somebody's ledger, space or net."""
     if out.suffix != ".html":
         raise OnenetBenchError(
@@ -16,12 +16,12 @@ def check_page(out: Path) -> None:
         )
 
 
-def write_whole(out: Path, text: str) -> Path:
+def write_html(out: Path, text: str) -> Path:
     """Put ``text`` in the place of ``out``, whatever happens meanwhile, and return ``out``; folders are made.
 
     Raises OnenetBenchError where that cannot be done, or ``out`` does not end in .html; what stood there still stands.
     """
-    check_page(out)
+    check_html(out)
     try:
         with whole(out) as draft:
             draft.write_text(text, encoding="utf-8", errors="backslashreplace")
