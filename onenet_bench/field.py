@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from onenet_bench.errors import SpecError
-from onenet_bench.plan import Plan, Row, plan
+from onenet_bench.plan import Plan, Row, smallest
 from onenet_bench.spec import NetSpec
 
 
@@ -42,7 +42,7 @@ def receptive_field(spec: NetSpec) -> Field:
     An image smaller than that is seen whole. An OneNet of L levels of scale S with neither spatial nor 2D
     convolutions has the paper's S^L.
     """
-    lowered = plan(spec, (spec.in_channels, spec.total_scale, spec.total_scale))
+    lowered = smallest(spec)
     pixels = np.arange(spec.total_scale // spec.output_stride)[:, np.newaxis]  # the pattern repeats after these
     sides = []
     for across in (False, True):

@@ -98,14 +98,23 @@ def check_resolution(spec: NetSpec, height: int, width: int) -> None:
 def plan(spec: NetSpec, shape: tuple[int, int, int]) -> Plan:
     """Lower ``spec`` for an input of ``shape`` = (channels, height, width).
 
-    Raises SpecError where the channels differ from the spec's or a level does not divide the resolution.
+    Raises SpecError where the channels differ from the spec's, a level does not divide the resolution, or a spatial
+    kernel reaches further than the tensor that it mirrors.
     """
     channels, height, width = shape
     if channels != spec.in_channels:
         raise SpecError(f"the net takes {spec.in_channels} input channels, but the shape has {channels}")
     check_resolution(spec, height, width)
-    out = _Lowering(channels, height, width)
+    return _lower(spec, _Lowering(channels, height, width))
 
+
+def smallest(spec: NetSpec) -> Plan:
+    """The plan for one position at the deepest level, of a net for any image: for what depends on no resolution."""
+    return _lower(spec, _Lowering(spec.in_channels, spec.total_scale, spec.total_scale, sized=False))
+
+
+def _lower(spec: NetSpec, out: _Lowering) -> Plan:
+    shape = out.c, out.h, out.w
     if spec.normalise:
         out.level = "stem"
         out.normalise("normalise")
@@ -146,12 +155,13 @@ _row = Row._make  # a third faster than Row(…), and most of the work
 class _Lowering:
     """The rows so far, and the tensor that the next row reads: its index ``at`` and its size ``c``, ``h``, ``w``."""
 
-    __slots__ = ("at", "c", "h", "level", "rows", "w")
+    __slots__ = ("at", "c", "h", "level", "rows", "sized", "w")
 
-    def __init__(self, channels: int, height: int, width: int) -> None:
+    def __init__(self, channels: int, height: int, width: int, *, sized: bool = True) -> None:
         self.rows: list[Row] = []
         self.at = -1
         self.c, self.h, self.w = channels, height, width
+        self.sized = sized  # whether images are of this size
         self.level = "stem"
 
     def go_back_to(self, index: int) -> None:
@@ -184,6 +194,11 @@ class _Lowering:
 
     def spatial(self, name: str, kernel: int) -> None:
         c, h, w = self.c, self.h, self.w
+        if self.sized and kernel // 2 >= c * h * w:
+            raise SpecError(
+                f"a spatial kernel reaches no further than the tensor that it mirrors, but {name} has {kernel} taps "
+                f"and {c * h * w} numbers; use a kernel of at most {2 * c * h * w - 1}"
+            )
         self._append(name, "spatial", (self.at,), c, h, w, kernel, 1, 1, True, kernel + 1, kernel * c * h * w)
         self.relu(name)
 

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from onenet_bench.memory import is_channel_conv
-from onenet_bench.plan import Row, plan
+from onenet_bench.plan import Row, smallest
 from onenet_bench.spec import NetSpec
 
 
@@ -70,7 +70,7 @@ class Reference(nn.Module):
 
     def __init__(self, spec: NetSpec) -> None:
         super().__init__()
-        lowered = plan(spec, (spec.in_channels, spec.total_scale, spec.total_scale))
+        lowered = smallest(spec)
         self.rows, self.output, self.heads = lowered.rows, lowered.output, lowered.heads
         self.last_read = {s: i for i, row in enumerate(self.rows) if row.runs for s in row.inputs}
         for row in self.rows:

@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from onenet_bench import costs, models, zoo
 from onenet_bench.field import receptive_field
-from onenet_bench.plan import plan
+from onenet_bench.plan import plan, smallest
 from onenet_bench.spec import NetSpec
 from tests.specs import specs
 
@@ -86,7 +86,7 @@ def test_parameters_used_are_those_that_get_a_gradient(spec: NetSpec) -> None:
 @given(specs())
 @settings(max_examples=100)
 def test_levels_add_up_to_the_whole(spec: NetSpec) -> None:
-    lowered = plan(spec, (spec.in_channels, spec.total_scale, spec.total_scale))
+    lowered = smallest(spec)
     levels = costs.by_level(lowered)
     whole = costs.count_plan(lowered)
     for name in ("parameters", "macs", "activation_bytes"):

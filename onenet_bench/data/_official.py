@@ -19,6 +19,14 @@ PAPER_CLASSES = {"voc": 21, "pets-full": 38, "pets-small": 3, "msd-heart": 4, "m
 """How many outputs the paper's configuration has for each kind of data."""
 
 
+class NoTreeError(DataError):
+    """There is no tree where it was looked for: ``law`` is the sentence without its way out."""
+
+    def __init__(self, law: str, way_out: str) -> None:
+        super().__init__(f"{law}; {way_out}")
+        self.law = law
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Place:
     """A tree on disk, and the knobs of the name that led there."""
@@ -51,9 +59,9 @@ def locate(kind: str, where: str, *, knobs: tuple[str, ...], below: tuple[str, .
         candidate = root.joinpath(*below[depth:])
         if (candidate / mark).is_file():
             return Place(kind=kind, root=candidate, knobs=chosen)
-    raise DataError(
-        f"{kind} needs a tree with {mark} in it, but {root} holds none, nor {'/'.join(below)} with one; "
-        f"'onenet-bench data verify {kind} {path}' says what to fetch"
+    raise NoTreeError(
+        f"{kind} needs a tree with {mark} in it, but {root} holds none, nor {'/'.join(below)} with one",
+        f"'onenet-bench data verify {kind} {path}' says what to fetch",
     )
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from onenet_bench.data import decathlon, pets, voc
-from onenet_bench.data._official import read_list
+from onenet_bench.data._official import NoTreeError, read_list
 from onenet_bench.data._pairs import read_pair
 from onenet_bench.data.decathlon import read_volume
 from onenet_bench.errors import DataError, known
@@ -149,6 +149,8 @@ def verify(kind: str, path: str) -> Verification:
     root = ""
     try:
         contents = _contents(kind, path)
+    except NoTreeError as error:
+        problems.append(error.law)  # the way out is to ask here
     except DataError as error:
         problems.append(str(error))
     else:

@@ -33,7 +33,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from onenet_bench.models.unet import DEVIATION, MEAN, UNet
-from onenet_bench.plan import Plan, Row, check_resolution, plan
+from onenet_bench.plan import Plan, Row, check_resolution, plan, smallest
 from onenet_bench.spec import NetSpec
 
 BLOCK = 128
@@ -452,7 +452,7 @@ def plain(net: UNet) -> Graph:
     """``net`` as it was trained and as the paper writes it, in stock layers: nothing folded or merged."""
     state = net.state_dict()
     return _filled(
-        net, _smallest(net), lambda _, row, fields: {field: state[f"{row.name}.{field}"] for field in fields}
+        net, smallest(net.spec), lambda _, row, fields: {field: state[f"{row.name}.{field}"] for field in fields}
     )
 
 
@@ -461,15 +461,9 @@ def simplify(net: UNet) -> Graph:
 
     Equal to ``net.eval()`` up to rounding. Weights are computed in float64 and have the net's type and device.
     """
-    rewritten = rewrite(_smallest(net))
+    rewritten = rewrite(smallest(net.spec))
     weights = _Weights(rewritten, net.state_dict())
     return _filled(net, rewritten.deployed, lambda at, *_: weights.deployed(at))
-
-
-def _smallest(net: UNet) -> Plan:
-    """The plan for the smallest image, for layers know no resolution."""
-    spec = net.spec
-    return plan(spec, (spec.in_channels, spec.total_scale, spec.total_scale))
 
 
 def _filled(net: UNet, lowered: Plan, weights: Callable[[int, Row, list[str]], Mapping[str, Tensor]]) -> Graph:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from onenet_bench.memory import is_channel_conv, is_heavy, is_narrow, taken_in
 from onenet_bench.models.fused import batch_norm, channel_conv, heavy_conv, unshuffled_conv
 from onenet_bench.models.layers import SpatialConv, channels_last, pixel_shuffle, pixel_unshuffle
-from onenet_bench.plan import Plan, Row, check_resolution, plan
+from onenet_bench.plan import Plan, Row, check_resolution, smallest
 from onenet_bench.spec import NetSpec
 
 MEAN, DEVIATION = 0.45, 0.225
@@ -70,7 +70,7 @@ class UNet(nn.Module):
         super().__init__()
         self.spec = spec
         self.plain = False
-        self._plan = plan(spec, (spec.in_channels, spec.total_scale, spec.total_scale))  # layers know no resolution
+        self._plan = smallest(spec)  # layers know no resolution
         heads = self._plan.heads
         self.heads = tuple(self._plan.rows[index].name for index in heads)
         modules: dict[int, nn.Module] = {}

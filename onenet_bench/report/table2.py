@@ -23,7 +23,7 @@ from rich.text import Text
 
 from onenet_bench import __version__, costs, zoo
 from onenet_bench.field import Field, receptive_field
-from onenet_bench.plan import plan
+from onenet_bench.plan import plan, smallest
 from onenet_bench.record import COSTS, Costs
 from onenet_bench.report import words
 from onenet_bench.report.html_file import write_html
@@ -282,7 +282,7 @@ def count_filters(scale: int, levels: int) -> FilterCount:
         encoder=tuple(StageSpec(channels=1, scale=scale, repeat=1) for _ in range(levels)),
         decoder=tuple(StageSpec(channels=1, scale=scale, repeat=1, skip=False) for _ in range(levels)),
     )  # fmt: skip
-    lowered = plan(spec, (1, spec.total_scale, spec.total_scale))  # one position at the deepest level
+    lowered = smallest(spec)
     filters = [row for row in lowered.rows if row.op == "conv" and row.level.startswith("encoder")]
     field = receptive_field(spec)
     return FilterCount(

@@ -132,6 +132,7 @@ def test_advice_puts_the_tree_where_it_was_looked_for(kind: str, below: str, unp
     found = verify.verify(kind, str(tmp_path / below))
     assert not found.passed
     assert found.root == ""
+    assert [problem.count("onenet-bench data verify") for problem in found.problems] == [0]  # that was just asked
     archives = verify.PUBLISHED[kind].archives
     assert [line.split()[1] for line in found.advice if line.startswith("fetch")] == [one.url for one in archives]
     assert {line.split()[-1] for line in found.advice if line.startswith(("make", "unpack"))} == {

@@ -13,7 +13,7 @@ from onenet_bench.errors import SpecError
 from onenet_bench.measure import memory as measured
 from onenet_bench.memory import BYTES, peak_elements
 from onenet_bench.models import deploy
-from onenet_bench.plan import plan
+from onenet_bench.plan import plan, smallest
 from onenet_bench.spec import NetSpec, StageSpec, StemSpec
 from tests.specs import specs
 
@@ -121,7 +121,7 @@ def test_levelled_channels_change_no_bit_of_the_logits(monkeypatch: pytest.Monke
             module.weight.data[0] = 0
     image = image_for(net.spec).float()
     levelled = deploy.simplify(net)
-    trained = deploy._smallest(net)
+    trained = smallest(net.spec)
     weights = deploy._Weights(deploy.rewrite(trained), net.state_dict())
     assert {*weights.of.levelled.values()} == {i for i in deploy._alive(trained) if trained.rows[i].op == "norm"}
     left = torch.cat([weights.affine(norm)[0].abs() for norm in weights.of.levelled.values()])

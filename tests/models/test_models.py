@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from onenet_bench import models, zoo
+from onenet_bench import costs, models, zoo
 from onenet_bench.errors import SpecError
 from onenet_bench.models.layers import (
     SpatialConv,
@@ -18,6 +18,7 @@ from onenet_bench.models.layers import (
     flatten_channels,
     recover_channels,
 )
+from onenet_bench.space import compose
 from onenet_bench.spec import NetSpec
 from tests.literal import literal_onenet_e, literal_onenet_ed
 from tests.specs import specs
@@ -126,6 +127,21 @@ def test_an_image_that_does_not_fit_is_refused() -> None:
     net = models.build(zoo.unet(2, width=4))
     with pytest.raises(SpecError, match=r"width must be a multiple of 4.*got 18; use 16 or 20"):
         net(torch.rand(1, 3, 16, 18))
+
+
+@pytest.mark.parametrize("kernel", [7, 9])
+def test_a_kernel_that_reaches_past_what_it_mirrors_is_refused_where_costs_are_counted(kernel: int) -> None:
+    """The deepest level has four numbers an image, 1 x 1 pixels of 4 channels: 7 taps reach three to either side."""
+    spec = compose(classes=2, depth=3, width=1, growth=1.0, scale=[4, 3, 2], encoder="onenet1d", spatial_kernel=kernel)
+    net, images = models.build(spec), torch.rand(2, 3, 24, 24)
+    if kernel == 7:
+        assert net(images).shape == (2, 2, 24, 24)
+        assert costs.count(spec, 24).macs > 0
+        return
+    with pytest.raises(RuntimeError, match="Padding size should be less"):
+        net(images)
+    with pytest.raises(SpecError, match=r"encoder\.3.* has 9 taps and 4 numbers; use a kernel of at most 7"):
+        costs.count(spec, 24)
 
 
 # Checkpoints of the authors' code ---------------------------------------------------------------------------
