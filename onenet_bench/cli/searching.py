@@ -244,7 +244,7 @@ def screen(
     from onenet_bench import screen as screening
     from onenet_bench import space as spaces
     from onenet_bench.budget import Budget
-    from onenet_bench.report import survey
+    from onenet_bench.report import survey, survey_words
     from onenet_bench.report.screening import write_screening
 
     reached = spaces.load(space)
@@ -260,5 +260,5 @@ def screen(
     if json_:
         print_json({**survey.to_dict(facts), "report": str(page)})
     else:
-        print_table(survey.terminal_table(facts))
+        print_table(survey_words.terminal_table(facts))
         print(f"\nreport: {page}")

@@ -15,7 +15,7 @@ import plotly.graph_objects as go
 
 from onenet_bench import __version__
 from onenet_bench.record import COSTS
-from onenet_bench.report import survey, words
+from onenet_bench.report import survey, survey_words, words
 from onenet_bench.report.figures import AXIS, DOMINATED, FRONT, KNEE, LOOKS, cost_axis, spread
 from onenet_bench.report.html_file import write_html
 from onenet_bench.report.survey import Histogram, Pair, ScreeningFacts, StaticFront, title
@@ -179,6 +179,7 @@ def build_screening(facts: ScreeningFacts, command: str) -> str:
         data=figures,
         facts=facts,
         survey=survey,
+        said=survey_words,
         listed=_listed(facts),
         largest=[
             (facts.nets[facts.largest.nets[i]], facts.largest.alike[i])

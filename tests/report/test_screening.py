@@ -13,7 +13,8 @@ import pytest
 from onenet_bench import space
 from onenet_bench.budget import Budget
 from onenet_bench.report.screening import write_screening
-from onenet_bench.report.survey import PAIRS, ScreeningFacts, choices_text, screening_facts
+from onenet_bench.report.survey import PAIRS, ScreeningFacts, screening_facts
+from onenet_bench.report.survey_words import choices_text
 from onenet_bench.report.tables import show
 from onenet_bench.screen import screen
 from tests.report.test_browser import Reader, browser

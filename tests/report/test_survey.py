@@ -20,7 +20,7 @@ from onenet_bench import costs, space
 from onenet_bench.budget import Budget, excess
 from onenet_bench.errors import OnenetBenchError, SpaceError, SpecError
 from onenet_bench.pareto import dominates
-from onenet_bench.report import survey
+from onenet_bench.report import survey, survey_words
 from onenet_bench.report.screening import build_screening, plot_histogram, plot_pair, write_screening
 from onenet_bench.report.survey import ScreeningFacts, screening_facts
 from onenet_bench.screen import SCREENED, screen
@@ -79,7 +79,7 @@ def test_a_limit_says_what_it_costs(facts: ScreeningFacts, alone: pd.DataFrame) 
         assert limit.least == frame[limit.cost].min()
     assert [limit.more_without > 0 for limit in facts.limits] == [True, True, True]
     said = max(facts.limits, key=lambda limit: limit.more_without)
-    assert f"{said.more_without} more nets would fit without it" in survey.what_binds(facts)
+    assert f"{said.more_without} more nets would fit without it" in survey_words.what_binds(facts)
 
 
 def test_options_have_their_shares(facts: ScreeningFacts, alone: pd.DataFrame) -> None:
@@ -217,9 +217,9 @@ def test_a_sample_gives_its_margin() -> None:
     )
     inside = sum(abs(sample.fitting_share - whole.fitting_share) <= sample.margin for sample in samples)
     assert inside >= 52  # 57 are expected
-    assert "400 of its 10,368 combinations were drawn at random" in survey.how_counted(samples[0])
-    assert "give or take" in survey.what_fits(samples[0])
-    assert "give or take" not in survey.what_fits(whole)
+    assert "400 of its 10,368 combinations were drawn at random" in survey_words.how_counted(samples[0])
+    assert "give or take" in survey_words.what_fits(samples[0])
+    assert "give or take" not in survey_words.what_fits(whole)
 
 
 @pytest.mark.parametrize(
@@ -233,7 +233,7 @@ def test_a_sample_gives_its_margin() -> None:
 )
 def test_what_fits_is_said_in_a_sentence(budget: list[str], sentence: str) -> None:
     said = facts_of("depth_scale", list(map(Budget.parse, budget)))
-    assert re.fullmatch(sentence, survey.what_fits(said)), survey.what_fits(said)
+    assert re.fullmatch(sentence, survey_words.what_fits(said)), survey_words.what_fits(said)
     page = build_screening(said, "onenet-bench screen")
     assert re.search(sentence, page)
     assert all(pair.least.nets for pair in said.pairs), "what is cheapest does not depend on a budget"
@@ -258,14 +258,14 @@ def test_one_net_alone_makes_a_page() -> None:
 
 def test_the_terminal_says_the_same(facts: ScreeningFacts) -> None:
     console = Console(width=200, file=io.StringIO())
-    console.print(survey.terminal_table(facts))
+    console.print(survey_words.terminal_table(facts))
     text = " ".join(console.file.getvalue().replace("\u00a0", " ").split())  # type: ignore[attr-defined]
     assert f"within the budget {facts.fitting} " in text
     assert f"MACs 5.00 M {facts.limits[0].within} {facts.limits[0].more_without} 332 k" in text
     assert f"most parameters for its MACs {sum(facts.fronts[1].alike)}" in text
     for index in facts.largest.nets:
         assert facts.nets[index].label in text
-        assert survey.choices_text(facts.nets[index]) in text
+        assert survey_words.choices_text(facts.nets[index]) in text
 
 
 def test_the_json_can_be_read_again(facts: ScreeningFacts) -> None:
@@ -286,7 +286,7 @@ def test_the_json_can_be_read_again(facts: ScreeningFacts) -> None:
     ],
 )  # fmt: skip
 def test_shares_for_people(share: float | None, text: str) -> None:
-    assert survey.percent(share).replace("\u00a0", " ") == text
+    assert survey_words.percent(share).replace("\u00a0", " ") == text
 
 
 # The page ----------------------------------------------------------------------------------------------------
