@@ -162,7 +162,7 @@ def failed(core: Core | Final, job: Job, reason: str, history: Sequence[Mapping[
 
 @contextmanager
 def environment(values: Mapping[str, str], *, over: bool = True) -> Iterator[None]:
-    """``values`` in the environment while the block runs; what the user has set himself stays unless ``over``."""
+    """``values`` in the environment while the block runs; what is set already stays unless ``over``."""
     values = {name: value for name, value in values.items() if over or name not in os.environ}
     before = {name: os.environ.get(name) for name in values}
     os.environ.update(values)
