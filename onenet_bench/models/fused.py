@@ -137,17 +137,6 @@ def channel_conv(conv: nn.Conv2d, x: Tensor, *, relu: bool, norm: nn.BatchNorm2d
     return image_of(out, x)
 
 
-def heavy_conv(conv: nn.Conv2d, x: Tensor) -> Tensor:
-    """``conv`` of (B, C, H, W) on contiguous copies: where the input has fewer elements than the weights, since the
-    library reorders these at every call, for a channels-last convolution several times more slowly; and where
-    ``memory.is_narrow`` tells of an error of the library's."""
-    stride, padding = conv.stride, conv.padding
-    if torch.is_grad_enabled():
-        out: Tensor = _HeavyConv.apply(x, conv.weight, conv.bias, stride, padding)  # type: ignore[no-untyped-call]
-        return out
-    return _contiguously(x, conv.weight, conv.bias, stride, padding)
-
-
 def unshuffled_conv(conv: nn.Conv2d, x: Tensor, scale: int, *, relu: bool) -> Tensor:
     """A 1x1 convolution of the pixel-unshuffled x, as one convolution with kernel = stride = ``scale``.
 
@@ -281,33 +270,3 @@ class _Conved(torch.autograd.Function):
             for x, passed in _chunks(rows, to_rows):
                 passed.addcmul_(x, factor.to(passed.dtype)).add_(constant.to(passed.dtype))
         return to_rows, to_weight, to_bias, to_gamma, to_beta, *[None] * 5
-
-
-class _HeavyConv(torch.autograd.Function):
-    """``heavy_conv`` and its gradient."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, stride: tuple[int, ...], padding: tuple[int, ...]
-    ) -> Tensor:
-        ctx.save_for_backward(x, weight)
-        ctx.how = (None if bias is None else [len(bias)]), stride, padding
-        return _contiguously(x, weight, bias, stride, padding)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight = ctx.saved_tensors
-        biases, stride, padding = ctx.how
-        wanted = [ctx.needs_input_grad[0], True, biases is not None]
-        to_x, to_weight, to_bias = torch.ops.aten.convolution_backward(
-            g.contiguous(), x.contiguous(), weight, biases, stride, padding, [1, 1], False, [0, 0], 1, wanted
-        )
-        if to_x is not None:
-            to_x = to_x.contiguous(memory_format=torch.channels_last)
-        return to_x, to_weight, to_bias, None, None
-
-
-def _contiguously(x: Tensor, weight: Tensor, bias: Tensor | None, stride: Any, padding: Any) -> Tensor:
-    out = F.conv2d(x.contiguous(), weight, bias, stride, padding)
-    return out.contiguous(memory_format=torch.channels_last)

@@ -12,8 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from onenet_bench.memory import is_channel_conv, is_heavy, is_narrow, taken_in
-from onenet_bench.models.fused import batch_norm, channel_conv, heavy_conv, unshuffled_conv
+from onenet_bench.memory import is_channel_conv, is_heavy, taken_in
+from onenet_bench.models.dense import dense_conv
+from onenet_bench.models.fused import batch_norm, channel_conv, unshuffled_conv
 from onenet_bench.models.layers import SpatialConv, channels_last, pixel_shuffle, pixel_unshuffle
 from onenet_bench.plan import Plan, Row, check_resolution, smallest
 from onenet_bench.spec import NetSpec
@@ -177,10 +178,9 @@ def _together(step: _Step, inputs: list[Tensor]) -> Tensor:
         return SHAPE_MOVERS[step.row.op](inputs[0], step.row.stride)
     if isinstance(step.module, nn.Conv2d) and is_channel_conv(step.row):
         return channel_conv(step.module, inputs[0], relu=step.relu, norm=step.norm)
-    if isinstance(step.module, nn.Conv2d) and not torch.is_autocast_enabled("cpu"):  # which has copies of its own
-        heavier = is_heavy(step.row) and inputs[0].numel() < step.module.weight.numel()
-        if heavier or (is_narrow(step.row) and not inference):
-            return heavy_conv(step.module, inputs[0])
+    autocast = torch.is_autocast_enabled("cpu")  # which has copies of its own
+    if isinstance(step.module, nn.Conv2d | nn.ConvTranspose2d) and not autocast:
+        return dense_conv(step.row, step.module, inputs[0])
     if step.module is not None:
         out: Tensor = step.module(inputs[0])
         return out
