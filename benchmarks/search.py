@@ -2,6 +2,7 @@
 
     python benchmarks/search.py                                                   # the figures in results/: an hour
     python benchmarks/search.py --on tabular --seeds 3 --few 0 --out /tmp/look    # a look, a minute or two
+    python benchmarks/search.py --on tabular --table results/tabular/small_long --name search_small_long
 
 A Table holds every net of a space that fits a budget, with its exact costs and its scores. A replay runs the
 package's own search loop on it: trials look their score up, epoch by epoch, instead of being trained. There are tables
@@ -618,7 +619,7 @@ the seeds scored, epoch by epoch; the true score of a net is the mean of its see
 them. Columns are training spent, in nets' worth: epochs of all trials, stopped ones too, over the {epochs} of one
 whole training. With fidelity a search stops weak nets at rungs once an audit allows it; only nets trained to the end
 count. What frontier's surrogate sees of a net, and what it expects of scores before it has any, was chosen with an eye
-on these tables (medium's with two of its seeds), and a glance at the simulated spaces: a little kind to it.
+on the tables `small` and, with two of its seeds, `medium`, and a glance at the simulated spaces: a little kind to it.
 
 *Told all scores beforehand* is no rival but the ceiling of what learning can do here: its surrogate has seen the true
 score of every net. It knows what nets of like choices and costs have in common; what a single net has beyond that is
@@ -786,7 +787,10 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=100, help="how much training a search may spend, in nets' worth")
     parser.add_argument("--workers", type=int, default=2, help="searches at a time")
     parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--name", help="of the files, without ending (search_tabular or search_simulated)")
     arguments = parser.parse_args()
+    if arguments.name and arguments.on == "both":
+        parser.error("one --name is for one page: say --on tabular or --on simulated with it")
     arguments.out.mkdir(parents=True, exist_ok=True)
     needed = {name: package for name, package in NEEDED.items() if importlib.util.find_spec(package)}
     needed = needed if arguments.few else {}
@@ -810,7 +814,7 @@ def main() -> None:
         if kind == "simulated":
             proposals = [time_proposals(told, 40 if told <= 500 else 5) for told in (10, 50, 100, 200, 500, 1000, 2000)]
             facts |= {"noise": NOISE, "landscape": LANDSCAPE, "proposals": proposals}
-        stem = arguments.out / f"search_{kind}"
+        stem = arguments.out / (arguments.name or f"search_{kind}")
         stem.with_suffix(".json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
         stem.with_suffix(".md").write_text(page(facts), encoding="utf-8")
         write_png(draw(standings), stem.with_suffix(".png"))

@@ -8,6 +8,7 @@ whole copies, and ten times as accurate. Heavy convolutions of small images are 
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Any
 
@@ -69,7 +70,8 @@ def weight_gradient(g: Tensor, x: Tensor, kernel: int, stride: int, padding: int
 
     Tap (i, j) is the product of both as (positions, channels), the input's positions shifted by i rows and j columns.
     For one shift to hold for all positions, both lie in rows as long as a padded one of the input, g with zeros behind
-    it; with a stride s, an input of every s-th row and column for each remainder of i and j.
+    it; with a stride s, the input is the one of every s-th row and column that has the remainders of i and j.
+
     An operator of its own, so that those who count tensors see what it returns and not its scratch space.
     """
     (b, c_out, h, w), c_in = g.shape, x.shape[1]
@@ -89,13 +91,14 @@ def weight_gradient(g: Tensor, x: Tensor, kernel: int, stride: int, padding: int
             read = F.pad(x[some, first:last], (0, 0, padding, right, first - above, below - last))
             columns = F.pad(g[some, top:bottom], (0, 0, 0, more, 0, more)).reshape(-1, c_out).t()
             positions = columns.shape[1] - more * (wide + 1)  # behind them are zeros alone
-            for row in range(min(stride, kernel)):
-                for column in range(min(stride, kernel)):
-                    rows = read[:, row::stride, column::stride].reshape(-1, c_in)
-                    for i in range(row, kernel, stride):
-                        for j in range(column, kernel, stride):
-                            shifted = rows[i // stride * wide + j // stride :][:positions]
-                            out[:, i, j].addmm_(columns[:, :positions], shifted)
+            columns = columns[:, :positions]
+            rows = {
+                (i, j): read[:, i::stride, j::stride].reshape(-1, c_in)
+                for i, j in itertools.product(range(min(stride, kernel)), repeat=2)
+            }
+            for i, j in itertools.product(range(kernel), repeat=2):
+                shift = i // stride * wide + j // stride
+                out[:, i, j].addmm_(columns, rows[i % stride, j % stride][shift : shift + positions])
     return out.permute(0, 3, 1, 2)
 
 

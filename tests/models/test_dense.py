@@ -110,7 +110,7 @@ def test_only_large_wide_convolutions_of_slow_processors_in_training_are_product
 
 
 @pytest.mark.parametrize("bias", [True, False])
-def test_a_frozen_encoder_asks_for_no_gradient_of_its_own(bias: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_behind_a_frozen_encoder_a_layer_still_learns(bias: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     everywhere(monkeypatch)
     torch.manual_seed(0)
     row = next(row for row in smallest(zoo.get("unet_4")).rows if (row.c_in, row.c_out, row.kernel) == (64, 64, 3))
@@ -124,14 +124,13 @@ def test_a_frozen_encoder_asks_for_no_gradient_of_its_own(bias: bool, monkeypatc
         torch.testing.assert_close(a, b)
 
 
-def test_the_gradient_is_more_accurate_than_torchs_own() -> None:
+def test_the_gradient_is_as_accurate_as_sums_in_parts_are() -> None:
+    """torch's own, on a processor with AVX2 alone, adds up 16,384 positions one by one, and is off by 2e-6."""
     torch.manual_seed(0)
     x, g = (channels_last(torch.randn(4, 64, 64, 64)) for _ in range(2))
-    weight = torch.zeros(64, 64, 3, 3, requires_grad=True)
-    (theirs,) = torch.autograd.grad(F.conv2d(x, weight, padding=1), weight, g)
-    exact = dense.weight_gradient(g.double(), x.double(), 3, 1, 1)
-    error, of_torch = ((found - exact).norm() for found in (dense.weight_gradient(g, x, 3, 1, 1), theirs))
-    assert error < of_torch / 2
+    weight = torch.zeros(64, 64, 3, 3, dtype=torch.float64, requires_grad=True)
+    (exact,) = torch.autograd.grad(F.conv2d(x.double(), weight, padding=1), weight, g.double())
+    assert (dense.weight_gradient(g, x, 3, 1, 1) - exact).norm() < 1e-6 * exact.norm()
 
 
 def test_the_gradients_multiply_adds_are_counted() -> None:
