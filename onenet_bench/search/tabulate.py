@@ -59,6 +59,9 @@ COLUMNS = ("net", "seed", "epoch", "loss", *KEPT, "seconds", "cpu_seconds")
 DIGITS = 4
 """Decimals of losses and scores."""
 
+SHOWN = 12
+"""The most epochs that a card has columns for."""
+
 HEADER = ",".join(COLUMNS) + "\n"
 
 FAILED = 0
@@ -322,6 +325,7 @@ def card(found: Tabulated) -> str:
     trained = np.isfinite(final)
     last = found.scores[found.scores["epoch"] == asked.recipe.epochs]
     agreement = pd.DataFrame(curves.reshape(-1, curves.shape[2])).corr("kendall").iloc[-1]
+    shown = range(asked.recipe.epochs, 0, -math.ceil(asked.recipe.epochs / SHOWN))[::-1]
     means = np.nanmean(final, axis=1)
     values = {
         o.name: np.nanmean(found.curves(o.name)[:, :, -1], axis=1) if o.is_score else found.nets[o.name].to_numpy()
@@ -343,8 +347,8 @@ def card(found: Tabulated) -> str:
         recipe_digest=made["recipe_digest"], origin="".join(map(_origin, [made, *made.get("added", [])])),
         front=front, low=means.min(), high=means.max(), spread=means.std(ddof=1),
         noise=noise, between=between.mean() if len(between) else math.nan, cpu_seconds=seconds[0], seconds=seconds[1],
-        busy=busy, rungs=" | ".join(map(str, range(1, asked.recipe.epochs + 1))),
-        rule="---|" * asked.recipe.epochs, agreement=" | ".join(f"{tau:.2f}" for tau in agreement),
+        busy=busy, rungs=" | ".join(map(str, shown)), rule="---|" * len(shown),
+        agreement=" | ".join(f"{agreement[epoch - 1]:.2f}" for epoch in shown),
         columns=", ".join(f"`{name}`" for name in ("loss", *KEPT)), digits=DIGITS,
     )  # fmt: skip
 

@@ -197,8 +197,14 @@ def test_a_net_that_cannot_be_trained_by_the_recipe_is_left_out() -> None:
 
 @pytest.mark.parametrize("name", ["small", "small_long", "medium"])
 def test_a_kept_table_is_that_of_its_space(name: str) -> None:
-    """And of the costs that are counted today."""
-    found = read(Path(__file__).parents[2] / "results" / "tabular" / name)
+    """And of the costs that are counted today; its card is the one that is written today."""
+    folder = Path(__file__).parents[2] / "results" / "tabular" / name
+    found = read(folder)
+    card = (folder / tables.CARD).read_text()
+    assert card == tables.card(found)
+    (epochs,) = (line.strip("| ").split(" | ")[1:] for line in card.splitlines() if line.startswith("| epoch"))
+    assert len(epochs) == tables.SHOWN
+    assert epochs[-1] == str(found.question.recipe.epochs)
     asked = found.question
     assert asked.space == space.load(name)
     rows = distinct(asked)
