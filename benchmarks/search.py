@@ -623,7 +623,8 @@ on the tables `small` and, with two of its seeds, `medium`, and a glance at the 
 
 *Told all scores beforehand* is no rival but the ceiling of what learning can do here: its surrogate has seen the true
 score of every net. It knows what nets of like choices and costs have in common; what a single net has beyond that is
-mostly the noise of its few seeds, which no model can know before the net is trained."""
+mostly the noise of its few seeds, which no model can know before the net is trained. Where a search needs far more
+training than it, what the surrogate expects is at fault."""
 
 
 def first_words(facts: Mapping[str, Any], title: str) -> list[str]:
