@@ -428,10 +428,14 @@ def test_a_module_is_counted_layer_by_layer(module: Any, run: Any) -> None:
     assert "(width=6) @ 3x16x16\n  UNLOCKED" in out
 
 
-def test_a_regression_in_a_module_names_its_layers(module: Any, run: Any, tmp_path: Path) -> None:
+def test_a_regression_in_a_module_names_its_layers(
+    module: Any, run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
     path = module(NET, function="Net")
     run(path, "--update")
     (source,) = tmp_path.glob("held_*.py")
+    assert not list(tmp_path.glob("**/*.pyc"))  # which a change within the same second would leave valid
     edit(source, "width=4", "width=6")
     words = [sys.executable, "-m", "onenet_bench", "check", str(path)]  # a fresh process imports the changed file
     done = subprocess.run(words, capture_output=True, text=True, cwd="/", check=False)

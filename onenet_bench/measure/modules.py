@@ -62,11 +62,15 @@ def count_module(target: str, shape: tuple[int, ...], args: Mapping[str, Any], f
 
 @contextlib.contextmanager
 def _imports_from(folder: Path) -> Iterator[None]:
+    """Modules in ``folder`` can be imported. No bytecode of theirs is left behind: Python would take it for that of a
+    file that is changed within the same second and keeps its length, and the change would pass unseen."""
     entry = str(folder.resolve())
     sys.path.insert(0, entry)
+    wrote_none, sys.dont_write_bytecode = sys.dont_write_bytecode, True
     try:
         yield
     finally:
+        sys.dont_write_bytecode = wrote_none
         if entry in sys.path:
             sys.path.remove(entry)
 
