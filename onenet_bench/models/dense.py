@@ -1,9 +1,10 @@
 """Convolutions of several taps that mix all channels, on channels-last CPU memory, where torch's own are slow.
 
 On a processor with AVX2 and without AVX-512, torch's library (oneDNN 3.12) takes up to five times as long for the
-gradient of a channels-last 3x3 convolution's weights as for that of a contiguous one. Here it is a sum of matrix
-products, one a tap, over zero-padded bands that fit into a core's cache: about as fast as the contiguous one, without
-whole copies, and ten times as accurate. Heavy convolutions of small images are computed on contiguous copies.
+gradient of the weights of a channels-last convolution, a strided or transposed one too, as for that of a contiguous
+one. Here it is a sum of matrix products, one a tap, over zero-padded bands that fit into a core's cache: about as fast
+as the contiguous one, without whole copies, and more accurate. Heavy convolutions of small images are computed on
+contiguous copies.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.library import custom_op
 from torch.utils.flop_counter import register_flop_formula
 
 from onenet_bench.memory import CHUNK, is_heavy, is_narrow
@@ -63,7 +65,7 @@ def heavy_conv(conv: nn.Conv2d, x: Tensor) -> Tensor:
     return _contiguously(x, conv.weight, conv.bias, stride, padding)
 
 
-@torch.library.custom_op("onenet_bench::weight_gradient", mutates_args=())
+@custom_op("onenet_bench::weight_gradient", mutates_args=())
 def weight_gradient(g: Tensor, x: Tensor, kernel: int, stride: int, padding: int) -> Tensor:
     """The gradient (C', C, k, k), channels-last, of a convolution's weights, from that of its output (B, C', H', W')
     and its input (B, C, H, W).
@@ -129,13 +131,15 @@ class _Conv(torch.autograd.Function):
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         (stride, _), (padding, _), _, transposed, *_ = ctx.how
-        to_x = None
-        if ctx.needs_input_grad[0]:
+        of_x, of_weight, of_bias, *_ = ctx.needs_input_grad
+        to_x = to_weight = None
+        if of_x:
             wanted = [True, False, False]  # with the gradient of a bias torch's library computes that of the weights
             to_x = torch.ops.aten.convolution_backward(g, x, weight, None, *ctx.how, wanted)[0]
-        down, up = (x, g) if transposed else (g, x)  # a transposed convolution's input is an output, read backwards
-        to_weight = weight_gradient(down, up, weight.shape[-1], stride, padding)
-        return to_x, to_weight, g.sum((0, 2, 3)) if ctx.needs_input_grad[2] else None, None, None, None
+        if of_weight:
+            down, up = (x, g) if transposed else (g, x)  # a transposed convolution's input is an output, read backwards
+            to_weight = weight_gradient(down, up, weight.shape[-1], stride, padding)
+        return to_x, to_weight, g.sum((0, 2, 3)) if of_bias else None, None, None, None
 
 
 class _HeavyConv(torch.autograd.Function):

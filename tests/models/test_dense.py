@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.library import opcheck
 from torch.utils.flop_counter import FlopCounterMode
 
 from onenet_bench import models, zoo
@@ -52,7 +53,7 @@ def test_the_gradient_is_torchs(
     got = dense.weight_gradient(g, x, kernel, stride, padding)
     assert (got - wanted).abs().max() <= 1e-12 * wanted.abs().max()
     assert got.is_contiguous(memory_format=torch.channels_last)
-    assert torch.library.opcheck(dense.weight_gradient, (g, x, kernel, stride, padding))
+    assert opcheck(dense.weight_gradient, (g, x, kernel, stride, padding))
 
 
 @given(spec=specs(), batch=st.integers(1, 3))
@@ -117,10 +118,20 @@ def test_behind_a_frozen_encoder_a_layer_still_learns(bias: bool, monkeypatch: p
     x = channels_last(torch.randn(2, 64, 8, 8, dtype=torch.float64))
     out, wanted = dense.dense_conv(row, layer, x), layer(x)
     g = torch.randn_like(wanted)
-    for a, b in zip(
-        *(torch.autograd.grad(one, list(layer.parameters()), g) for one in (out, wanted)), strict=True
-    ):  # fmt: skip
+    got, of_torch = (torch.autograd.grad(one, list(layer.parameters()), g) for one in (out, wanted))
+    for a, b in zip(got, of_torch, strict=True):
         torch.testing.assert_close(a, b)
+
+
+def test_frozen_weights_cost_no_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
+    everywhere(monkeypatch)
+    row = next(row for row in smallest(zoo.get("unet_4")).rows if (row.c_in, row.c_out, row.kernel) == (64, 64, 3))
+    layer = nn.Conv2d(64, 64, 3, padding=1).requires_grad_(False)
+    x = channels_last(torch.randn(2, 64, 8, 8)).requires_grad_()
+    (wanted,) = torch.autograd.grad(layer(x).square().sum(), x)
+    monkeypatch.setattr(dense, "weight_gradient", lambda *_: pytest.fail("nobody asked for it"))
+    (got,) = torch.autograd.grad(dense.dense_conv(row, layer, x).square().sum(), x)
+    torch.testing.assert_close(got, wanted)
 
 
 def test_the_gradient_is_as_accurate_as_sums_in_parts_are() -> None:
