@@ -6,6 +6,7 @@ Most trials here train nothing: ``fake`` reports epochs and leaves a state, as a
 from __future__ import annotations
 
 import os
+import secrets
 import shutil
 import signal
 import socket
@@ -219,14 +220,23 @@ def is_raylet(pid: int) -> bool:
     return Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[0].endswith(b"/raylet")
 
 
+def free_ports() -> tuple[int, int]:
+    """Two where nobody listens: below those that the system gives to connections, and beside those that Ray keeps for
+    itself, 52365 among them, which it refuses by another name."""
+    with socket.socket() as one, socket.socket() as other:
+        for free in (one, other):
+            while True:
+                with suppress(OSError):  # taken
+                    free.bind(("127.0.0.1", secrets.choice(range(20_000, 32_000))))
+                    break
+        return one.getsockname()[1], other.getsockname()[1]
+
+
 class Nodes:
     """A Ray cluster of two nodes with a CPU each, on this machine."""
 
     def __init__(self, scratch: Path) -> None:
-        with socket.socket() as free, socket.socket() as other:
-            free.bind(("127.0.0.1", 0))
-            other.bind(("127.0.0.1", 0))
-            port, door = free.getsockname()[1], other.getsockname()[1]
+        port, door = free_ports()
         self.address, self.door = f"127.0.0.1:{port}", f"ray://127.0.0.1:{door}"
         token = scratch / "token"
         token.touch(mode=0o600)
