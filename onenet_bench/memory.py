@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 
-from onenet_bench.plan import BAND, Plan, Row, is_banded
+from onenet_bench.plan import BAND, READ, Plan, Row, band_width, is_banded
 
 BYTES = 4
 """Bytes of a float32 number."""
@@ -129,11 +129,11 @@ def _folding(row: Row) -> int:
 
 
 SCRATCH: dict[str, Callable[[Row], int]] = {
-    "conv": lambda row: max(_copied_in(row, 1), _copied_out(row, 1)),
+    "conv": lambda row: 0 if is_narrow(row) else max(_copied_in(row, 1), _copied_out(row, 1)),
     "norm": lambda row: 3 * row.c_out,  # 1 / σ, scale and shift
     "maxpool": lambda row: 2 * row.elements,  # where each maximum stood, as int64
     "spatial": lambda row: (
-        BAND * BAND * 3 + BAND  # the banded filter, and its bias
+        BAND * READ * band_width(row.kernel) + BAND  # the banded filter, and its bias
         if is_banded(row.kernel, row.elements)
         else row.elements + row.kernel - 1  # the padded copy of its input
     ),
@@ -274,7 +274,6 @@ def training_peak_bytes(
                     heap.need(narrow * SCRATCH["spatial"](row))
                 else:
                     kept.append(heap.new(narrow * batch * SCRATCH["spatial"](row)))
-                    heap.need(size(index))  # before its ReLU
         if row.op != "conv" and row.op != "up" and not learns.isdisjoint(row.inputs):
             learns.add(index)
         if index in learns:
@@ -381,7 +380,7 @@ def _buffers(row: Row) -> int:
     """Bytes of a row's buffers: running mean, variance and the count of batches; the places of banded taps."""
     if row.op == "norm":
         return 2 * BYTES * row.c_out + 8
-    return 8 * BAND * BAND * 3 if row.op == "spatial" else 0
+    return 8 * BAND * (BAND * 3 + READ * band_width(row.kernel)) if row.op == "spatial" else 0
 
 
 def _elements_in(row: Row) -> int:

@@ -75,12 +75,26 @@ class Plan:
 
 
 BAND = 16
-"""Channels of a spatial convolution's banded form: the vector width that CPU convolution kernels pad to anyway."""
+"""Channels that a spatial convolution's banded form writes: the vector width that CPU convolution kernels pad to
+anyway. It reads …"""
+
+READ = 4
+"""… so many: the fewer, the fewer zeros are in its filter."""
 
 
 def is_banded(kernel: int, length: int) -> bool:
     """Whether a spatial convolution over ``length`` numbers can run in its banded form on a CPU."""
     return length % BAND == 0 and length >= 2 * BAND and kernel // 2 <= BAND
+
+
+def band_width(kernel: int) -> int:
+    """The width of the banded filter (BAND, READ, 1, width): what BAND outputs read, in positions of READ inputs."""
+    return BAND // READ + 2 * band_padding(kernel)
+
+
+def band_padding(kernel: int) -> int:
+    """The positions beyond either end that the first and the last output read."""
+    return -(-(kernel // 2) // READ)
 
 
 def check_resolution(spec: NetSpec, height: int, width: int) -> None:

@@ -53,10 +53,12 @@ FORMS = {
 }
 
 ENVIRONMENT = {
-    "GLIBC_TUNABLES": "glibc.malloc.mmap_threshold=8589934592:glibc.malloc.trim_threshold=17179869184",
+    "GLIBC_TUNABLES": "glibc.malloc.mmap_threshold=8589934592:glibc.malloc.trim_threshold=17179869184:"
+    "glibc.malloc.tcache_count=0:glibc.malloc.mxfast=0",
 }
 """What nets are trained and timed under, beside their threads, unless the user says otherwise: a page that was freed
-is kept, since fetching new ones from the system costs CPU training about half of its time."""
+is kept, since fetching new ones from the system costs CPU training about half of its time; and so are none of the
+splinters that are left where a tensor is aligned, or what was freed would not hold the next tensor of its size."""
 
 REPEATS = 30
 """Runs of a net that are timed."""

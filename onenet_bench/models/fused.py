@@ -18,17 +18,12 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from onenet_bench.memory import CHUNK, ROWS
 from onenet_bench.models.layers import convolve
-
-IMAGES = 16
-"""As so many images of one row torch's fast library takes 1x1 convolutions on one thread too."""
-MANY = 4096
-"""From so many rows on that library is faster than a matrix product."""
+from onenet_bench.models.products import add_gradients, linear
 
 
 def rows_of(x: Tensor) -> Tensor:
@@ -153,13 +148,7 @@ def _linear(
         scale, shift = norm.affine()
         bias = weight @ shift if bias is None else torch.addmv(bias, weight, shift)
         weight = weight * scale
-    rows, weight, bias = rows.to(type_), weight.to(type_), None if bias is None else bias.to(type_)
-    if len(rows) >= MANY and len(rows) % IMAGES == 0:
-        images = rows.view(IMAGES, 1, -1, rows.shape[1]).permute(0, 3, 1, 2)  # (16, C, 1, N/16)
-        out = convolve(images, weight[:, :, None, None], bias, relu=relu)
-        return out.permute(0, 2, 3, 1).reshape(len(rows), -1)
-    out = F.linear(rows, weight, bias)
-    return out.relu_() if relu else out
+    return linear(rows.to(type_), weight.to(type_), None if bias is None else bias.to(type_), relu=relu)
 
 
 def _apply(rows: Tensor, out: Tensor, norm: Norm, relu: bool) -> None:
@@ -251,12 +240,7 @@ class _Conved(torch.autograd.Function):
         ):
             part = incoming if out is None else torch.ops.aten.threshold_backward(incoming, mask, 0)
             total += part.sum(0, dtype=weight.dtype)
-            if part.dtype == weight.dtype:
-                to_weight.addmm_(part.t(), x)
-            else:
-                to_weight.add_(part.t() @ x)
-            if to_rows is not None:
-                torch.mm(part, folded, out=passed)
+            add_gradients(part, x, folded, to_weight, None if to_rows is None else passed)
             del part  # before the next one
         to_bias = None if bias is None else total
         if does is None:

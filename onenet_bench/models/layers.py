@@ -15,7 +15,7 @@ from torch.autograd.function import once_differentiable
 from torch.utils.flop_counter import conv_flop_count, register_flop_formula
 
 from onenet_bench.errors import SpecError
-from onenet_bench.plan import BAND, is_banded
+from onenet_bench.plan import BAND, READ, band_padding, band_width, is_banded
 
 
 def _divides(what: str, value: int, by: int) -> None:
@@ -144,9 +144,9 @@ class SpatialConv(nn.Module):
     In and out: (B, C, H, W). k + 1 parameters in all.
 
     On a CPU a convolution from one channel to one channel uses a sixteenth of the vector unit. The flattened tensor
-    of length N is therefore read, where it lies, as 16 channels of N/16 positions, and the k taps as a banded
-    16 x 16 x 3 filter: the same sums, several times faster. ``banded = False`` keeps the plain form, which is also
-    the one that runs where the banded one does not fit and on devices that are not a CPU.
+    of length N is therefore read, where it lies, as 4 channels of N/4 positions and written as 16 channels of N/16,
+    by a banded filter of stride 4 that holds the k taps: the same sums, several times faster. ``banded = False`` keeps
+    the plain form, which is also the one that runs where the banded one does not fit and on devices that are not a CPU.
     """
 
     def __init__(self, kernel: int) -> None:
@@ -156,7 +156,9 @@ class SpatialConv(nn.Module):
         self.kernel = kernel
         self.banded = True
         self._taps: Tensor
-        self.register_buffer("_taps", _band(kernel), persistent=False)
+        self._band: Tensor
+        self.register_buffer("_taps", _taps(kernel, READ, band_padding(kernel), band_width(kernel)), persistent=False)
+        self.register_buffer("_band", _taps(kernel, BAND, 1, 3), persistent=False)
         for parameter in (self.weight, self.bias):  # as nn.Conv1d does
             nn.init.uniform_(parameter, -(kernel**-0.5), kernel**-0.5)
 
@@ -173,43 +175,44 @@ class SpatialConv(nn.Module):
     def _plain(self, flat: Tensor) -> Tensor:
         side = self.kernel // 2
         flat = F.pad(flat, (side, side), mode="reflect")  # (B, 1, N + k - 1)
-        return F.relu(F.conv1d(flat, self.weight, self.bias))  # (B, 1, N)
+        return F.conv1d(flat, self.weight, self.bias).relu_()  # (B, 1, N)
 
     def _as_band(self, flat: Tensor) -> Tensor:
         weight, bias = self.weight.to(flat.dtype), self.bias.to(flat.dtype)
         with torch.autocast(flat.device.type, enabled=False):  # the backward pass would not know of it
             if torch.is_grad_enabled():
-                out: Tensor = _Banded.apply(flat, weight, bias, self._taps)  # type: ignore[no-untyped-call]
+                out: Tensor = _Banded.apply(flat, weight, bias, self._taps, self._band)  # type: ignore[no-untyped-call]
                 return out
             return _banded(flat, weight, bias, self._taps)
 
 
-def _band(kernel: int) -> Tensor:
-    """Which tap stands where in the banded filter: (16, 16, 1, 3) of indices, ``kernel`` for none.
+def _taps(kernel: int, channels: int, padding: int, width: int) -> Tensor:
+    """Which tap stands where in a banded filter: (16, C, 1, width) of indices, ``kernel`` for none.
 
-    Output 16m + r reads input 16(m + t - 1) + c with tap 16(t - 1) + c - r + k//2.
+    Output 16m + r reads input 16m + C(t - padding) + c with tap C(t - padding) + c - r + k//2.
     """
     r = torch.arange(BAND).view(BAND, 1, 1, 1)
-    c = torch.arange(BAND).view(1, BAND, 1, 1)
-    t = torch.arange(3).view(1, 1, 1, 3)
-    tap = BAND * (t - 1) + c - r + kernel // 2
+    c = torch.arange(channels).view(1, channels, 1, 1)
+    t = torch.arange(width).view(1, 1, 1, width)
+    tap = channels * (t - padding) + c - r + kernel // 2
     return torch.where((tap >= 0) & (tap < kernel), tap, kernel)
 
 
 def _as_channels(flat: Tensor) -> Tensor:
-    """(B, 1, N) read as (B, 16, 1, N/16), channels last; no copy."""
-    return flat.reshape(flat.shape[0], 1, -1, BAND).permute(0, 3, 1, 2)
+    """(B, 1, N) read as (B, 4, 1, N/4), channels last; no copy."""
+    return flat.reshape(flat.shape[0], 1, -1, READ).permute(0, 3, 1, 2)
 
 
 def _filter(weight: Tensor, taps: Tensor) -> Tensor:
-    """The taps (1, 1, k) as the banded filter (16, 16, 1, 3)."""
+    """The taps (1, 1, k) as the banded filter (16, 4, 1, width)."""
     return torch.cat([weight.flatten(), weight.new_zeros(1)])[taps]
 
 
 def _banded(flat: Tensor, weight: Tensor, bias: Tensor, taps: Tensor) -> Tensor:
     """Convolution and ReLU of (B, 1, N) in banded form: zeros beyond both ends, then both ends anew."""
     side = weight.shape[-1] // 2
-    out = convolve(_as_channels(flat), _filter(weight, taps), bias.repeat(BAND), padding=(0, 1), relu=True)
+    how: Any = {"stride": BAND // READ, "padding": (0, band_padding(weight.shape[-1])), "relu": True}
+    out = convolve(_as_channels(flat), _filter(weight, taps), bias.repeat(BAND), **how)
     out = out.permute(0, 2, 3, 1).reshape(flat.shape)  # (B, 1, N)
     if side:  # the first and last k//2 outputs, with the reflection
         left = F.pad(flat[..., : 2 * side], (side, 0), mode="reflect")  # (B, 1, 3·(k//2))
@@ -220,7 +223,8 @@ def _banded(flat: Tensor, weight: Tensor, bias: Tensor, taps: Tensor) -> Tensor:
 
 
 def _band_gradient(x: Tensor, g: Tensor, rows: int) -> Tensor:
-    """The gradient (3, 16, 16) of the banded filter, from its input and its output's gradient, (B·rows, 16) each.
+    """The gradient (3, 16, 16) of a banded filter that reads 16 channels, from its input and its output's gradient,
+    (B·rows, 16) each.
 
     As products of matrices, over all images and then without what one image and the next have made together: several
     times as fast as torch's own gradient of such a filter, and more accurate.
@@ -241,31 +245,34 @@ class _Banded(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, flat: Tensor, weight: Tensor, bias: Tensor, taps: Tensor) -> Tensor:
+    def forward(ctx: Any, flat: Tensor, weight: Tensor, bias: Tensor, taps: Tensor, band: Tensor) -> Tensor:
         out = _banded(flat, weight, bias, taps)
-        ctx.save_for_backward(flat, weight, taps, out)
+        ctx.save_for_backward(flat, weight, taps, band, out)
         return out
 
     @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, Tensor, Tensor, None]:
-        flat, weight, taps, out = ctx.saved_tensors  # (B, 1, N), (1, 1, k), (16, 16, 1, 3), (B, 1, N)
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, Tensor, Tensor, None, None]:
+        # (B, 1, N), (1, 1, k), (16, 4, 1, width), (16, 16, 1, 3), (B, 1, N)
+        flat, weight, taps, band, out = ctx.saved_tensors
         g = torch.ops.aten.threshold_backward(g, out, 0)  # (B, 1, N): through the ReLU
         kernel, n = weight.shape[-1], flat.shape[-1]
         side = kernel // 2
         to_input = None
         if ctx.needs_input_grad[0]:
             flipped = weight.flip(-1)
-            to_input = F.conv2d(_as_channels(g), _filter(flipped, taps), padding=(0, 1))
+            how: Any = {"stride": BAND // READ, "padding": (0, band_padding(kernel))}
+            to_input = F.conv2d(_as_channels(g), _filter(flipped, taps), **how)
             to_input = to_input.permute(0, 2, 3, 1).reshape(g.shape)  # (B, 1, N)
             if side:
                 left = F.conv1d(F.pad(g[..., :side], (2 * side, 0)), flipped)  # (B, 1, p): positions -p … -1
                 right = F.conv1d(F.pad(g[..., -side:], (0, 2 * side)), flipped)  # positions N … N + p - 1
                 to_input[..., 1 : side + 1] += left.flip(-1)
                 to_input[..., n - 1 - side : n - 1] += right.flip(-1)
-        band = _band_gradient(flat.reshape(-1, BAND), g.reshape(-1, BAND), n // BAND)  # (3, 16, 16)
-        to_weight = weight.new_zeros(kernel + 1).index_add_(0, taps.flatten(), band.permute(1, 2, 0).flatten())[:kernel]
+        to_band = _band_gradient(flat.reshape(-1, BAND), g.reshape(-1, BAND), n // BAND)  # (3, 16, 16)
+        each = to_band.permute(1, 2, 0).flatten()
+        to_weight = weight.new_zeros(kernel + 1).index_add_(0, band.flatten(), each)[:kernel]
         if side:  # what the mirrored inputs saw
             left = F.pad(flat[..., 1 : side + 1].flip(-1), (0, 2 * side)).unfold(-1, kernel, 1)  # (B, 1, p, k)
             right = F.pad(flat[..., n - 1 - side : n - 1].flip(-1), (2 * side, 0)).unfold(-1, kernel, 1)
             to_weight = to_weight + (left * g[..., :side, None] + right * g[..., -side:, None]).sum((0, 1, 2))
-        return to_input, to_weight.view_as(weight), g.sum().view(1), None
+        return to_input, to_weight.view_as(weight), g.sum().view(1), None, None
