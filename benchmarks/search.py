@@ -619,7 +619,7 @@ the seeds scored, epoch by epoch; the true score of a net is the mean of its see
 them. Columns are training spent, in nets' worth: epochs of all trials, stopped ones too, over the {epochs} of one
 whole training. With fidelity a search stops weak nets at rungs once an audit allows it; only nets trained to the end
 count. What frontier's surrogate sees of a net, and what it expects of scores before it has any, was chosen with an eye
-on the tables `small` and, with two of its seeds, `medium`, and a glance at the simulated spaces: a little kind to it.
+on the tables `small`, `medium` and `small_long`, and a glance at the simulated spaces: a little kind to it.
 
 *Told all scores beforehand* is no rival but the ceiling of what learning can do here: its surrogate has seen the true
 score of every net. It knows what nets of like choices and costs have in common; what a single net has beyond that is

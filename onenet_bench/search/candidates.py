@@ -24,7 +24,7 @@ from onenet_bench.budget import Budget
 from onenet_bench.errors import SpecError
 from onenet_bench.plan import plan
 from onenet_bench.screen import MOST, SCREENED, Screening, screen
-from onenet_bench.search.surrogate import Floats, Ints, Many, Singles
+from onenet_bench.search.surrogate import Floats, Ints, Many, Singles, usual_lengths
 from onenet_bench.space import SearchSpace, is_ordered
 from onenet_bench.spec import NetSpec
 
@@ -45,6 +45,10 @@ DRAWN = 1 << 14
 
 DRAWN_ANEW = 10
 """… which are drawn anew after so many trials."""
+
+SHORTER = {"extent": 3.5}
+"""How many times as short as usual the length is along which scores are expected to change, of features that they rise
+and fall with."""
 
 GROUPS = 1024
 """Groups of candidates whose costs are alike, at most."""
@@ -77,7 +81,8 @@ class Encoding:
     """How the surrogate sees the nets of a space, as ``features`` (rows, d) that run from 0 to 1: an ordered choice by
     rank, another one column per option, and logarithms of ``featured`` costs and traits within ``ranges``.
 
-    ``groups`` (d,) numbers the choice, cost or trait behind each column.
+    ``groups`` (d,) numbers the choice, cost or trait behind each column, and ``lengths`` (groups,) says how far scores
+    are expected to be alike along each.
     """
 
     def __init__(self, question: Question, featured: Sequence[str], ranges: Mapping[str, tuple[float, float]]) -> None:
@@ -86,6 +91,8 @@ class Encoding:
         self._featured, self._ranges = tuple(featured), ranges
         columns = [1 if is_ordered(options) else len(options) for options in self.space.choices.values()]
         self.groups: Ints = np.repeat(np.arange(len(columns) + len(featured)), columns + [1] * len(featured))
+        shorter = [1.0] * len(columns) + [SHORTER.get(name, 1.0) for name in featured]
+        self.lengths = usual_lengths(len(shorter)) / shorter
         self._nets: dict[tuple[int, ...], tuple[NetSpec, dict[str, float], Singles] | None] = {}
 
     def choices(self, options: Sequence[int]) -> dict[str, Any]:

@@ -300,7 +300,8 @@ class FrontierSampler(BaseSampler):
         middle = int(_halving(len(tried) - 1) * len(rows))
         near = rows[max(0, middle - half) : middle + half]
         near = draws.choice(near, min(SOME, (len(near) + 1) // 2), replace=False)
-        alike = similarity(found.features[near], np.stack([net.features for net in tried]), found.encoding.groups)
+        lengths = found.encoding.lengths[found.encoding.groups]  # (d,)
+        alike = similarity(found.features[near], np.stack([net.features for net in tried]), lengths)
         return int(near[alike.max(axis=1).argmin()])
 
     def _surrogates(self, found: Candidates, past: Past) -> list[Surrogate]:
@@ -310,11 +311,10 @@ class FrontierSampler(BaseSampler):
         losses = Box.around([self._objectives[i] for i in unknown], values).place(values)  # (n, u)
         told = np.stack([net.features for net in past.told])  # (n, d)
         pending = np.array([net.features for net in past.pending]).reshape(-1, told.shape[1])  # (p, d)
+        groups = found.encoding.groups
         along = [found.encoding.column(name) for name in ALONG if name in self.featured]
-        return [
-            Surrogate(fit(told, found.encoding.groups, loss, along=along), told, found.encoding.groups, loss, pending)
-            for loss in losses.T
-        ]
+        fits = [fit(told, groups, loss, expected=found.encoding.lengths, along=along) for loss in losses.T]
+        return [Surrogate(h, told, groups, loss, pending) for h, loss in zip(fits, losses.T, strict=True)]
 
     def _best(self, found: Candidates, past: Past, untried: npt.NDArray[np.bool_]) -> int:
         """The untried candidate of the largest expected gain."""

@@ -29,7 +29,7 @@ FITTED_ON = 128
 SPREAD = 0.25
 """Standard deviation of the prior of a length's logarithm."""
 
-NOISE, NOISE_SPREAD = math.log(0.1), 1.0
+NOISE, NOISE_SPREAD = math.log(0.2), 1.0
 """The prior of the noise's logarithm, as a share of the signal's variance."""
 
 FLAT = 0.3
@@ -70,17 +70,11 @@ class Hyperparameters:
     noise: float
     slopes: Floats
 
-    @classmethod
-    def prior(cls, groups: Ints) -> Hyperparameters:
-        """What is believed before anything was observed: features in [0, 1], each of them worth a little."""
-        number = int(groups.max()) + 1
-        lengths = np.exp(np.full(number, _usual_length(number)))
-        return cls(lengths=lengths, noise=math.exp(NOISE), slopes=np.zeros(len(groups)))
 
-
-def _usual_length(groups: int) -> float:
-    """The prior's mean of a length's logarithm: distances grow with the root of the number of groups."""
-    return math.log(1.0) + 0.5 * math.log(groups)
+def usual_lengths(groups: int) -> Floats:
+    """Lengths (g,) that are expected of features in [0, 1], each of them worth a little: distances grow with the root
+    of the number of groups."""
+    return np.full(groups, math.sqrt(groups))
 
 
 def matern(squares: Any) -> Any:
@@ -98,12 +92,15 @@ def squared_distances(a: Any, b: Any) -> Any:
 # Hyperparameters -----------------------------------------------------------------------------------------
 
 
-def fit(features: Floats, groups: Ints, values: Floats, *, along: Sequence[int] = ()) -> Hyperparameters:
+def fit(
+    features: Floats, groups: Ints, values: Floats, *, expected: Floats | None = None, along: Sequence[int] = ()
+) -> Hyperparameters:
     """Hyperparameters for ``values`` (n,) at ``features`` (n, d); ``groups`` (d,) numbers each feature's group.
 
-    The mean is linear ``along`` some of the features: ridge regression, with ``FLAT`` added to what a feature
-    deviates, so that a few nets that are alike do not make a slope. A function of its arguments alone,
-    remembered. They are fitted anew when n has grown by about a tenth.
+    ``expected`` (g,) are the lengths that the prior is around, by default the usual ones. The mean is linear ``along``
+    some of the features: ridge regression, with ``FLAT`` added to what a feature deviates, so that a few nets that are
+    alike do not make a slope. A function of its arguments alone, remembered. They are fitted anew when n has grown by
+    about a tenth.
     """
     kept = _fitted_on(len(values))
     if kept > FITTED_ON:
@@ -116,7 +113,8 @@ def fit(features: Floats, groups: Ints, values: Floats, *, along: Sequence[int] 
         off = features[:, along] - features[:, along].mean(axis=0)  # (n, a)
         slopes[list(along)] = np.linalg.solve(off.T @ off + FLAT * np.eye(len(along)), off.T @ values)
     rest = values - features @ slopes
-    lengths, noise = _fit(features.tobytes(), groups.tobytes(), rest.tobytes(), len(groups))
+    expected = usual_lengths(int(groups.max()) + 1) if expected is None else expected
+    lengths, noise = _fit(features.tobytes(), groups.tobytes(), rest.tobytes(), expected.tobytes())
     return Hyperparameters(lengths=lengths, noise=noise, slopes=slopes)
 
 
@@ -127,26 +125,27 @@ def _fitted_on(number: int) -> int:
 
 
 @lru_cache(maxsize=64)
-def _fit(features: bytes, groups: bytes, values: bytes, d: int) -> tuple[Floats, float]:
+def _fit(features: bytes, groups: bytes, values: bytes, expected: bytes) -> tuple[Floats, float]:
     """Lengths and noise."""
-    x = np.frombuffer(features).reshape(-1, d)  # (n, d)
     y = standardised(np.frombuffer(values))[0]  # (n,)
+    x = np.frombuffer(features).reshape(len(y), -1)  # (n, d)
     group = np.frombuffer(groups, dtype=np.int64)
-    g = int(group.max()) + 1
+    at = np.append(np.log(np.frombuffer(expected)), NOISE)
+    g = len(at) - 1
     squares = np.stack([squared_distances(x[:, group == i], x[:, group == i]) for i in range(g)])  # (g, n, n)
     squares = squares.reshape(g, -1)
-    at = np.append(np.full(g, _usual_length(g)), NOISE)
 
     def loss(theta: Floats) -> tuple[float, Floats]:
-        return _negative_log_posterior(theta, squares, y)
+        return _negative_log_posterior(theta, at, squares, y)
 
     starts = [at + np.append(np.full(g, shift), noise) for shift in (0.0, -1.0) for noise in (0.0, 2.0)]
     best = minimise(loss, min(starts, key=lambda start: loss(start)[0]))
     return np.exp(best[:-1]), max(math.exp(best[-1]), LEAST_NOISE)
 
 
-def _negative_log_posterior(theta: Floats, squares: Floats, y: Floats) -> tuple[float, Floats]:
-    """Its value and gradient at ``theta`` (g + 1,): logarithms of lengths and of the noise.
+def _negative_log_posterior(theta: Floats, expected: Floats, squares: Floats, y: Floats) -> tuple[float, Floats]:
+    """Its value and gradient at ``theta`` (g + 1,): logarithms of lengths and of the noise, whose prior is around
+    ``expected``.
 
     ``squares`` (g, n * n): squared distances within each group of features. The signal's variance is the one that
     maximises the likelihood, under a prior worth one observation of variance 1.
@@ -167,7 +166,7 @@ def _negative_log_posterior(theta: Floats, squares: Floats, y: Floats) -> tuple[
     variance = (float(y @ alpha) + 1) / (n + 1)
     if variance <= 0:  # rounding: rows that are equal, and hardly any noise
         return math.inf, np.zeros_like(theta)
-    off = theta - np.append(np.full(len(weights), _usual_length(len(weights))), NOISE)
+    off = theta - expected
     spread = np.append(np.full(len(weights), SPREAD), NOISE_SPREAD)
     value = (
         0.5 * (n + 1) * math.log(variance)
@@ -403,7 +402,6 @@ class Many:
         return 2.0**-24 * (9 + 2 * UNIT**2 * float((scales**2).sum()))
 
 
-def similarity(queries: Any, points: Any, groups: Ints) -> Floats:
-    """The prior's correlations (q, n) between features (q, d) and (n, d)."""
-    scales = 1 / Hyperparameters.prior(groups).lengths[groups]
-    return np.asarray(matern(squared_distances(queries * scales, points * scales)), dtype=np.float64)
+def similarity(queries: Any, points: Any, lengths: Floats) -> Floats:
+    """The correlations (q, n) between features (q, d) and (n, d) by ``lengths`` (d,)."""
+    return np.asarray(matern(squared_distances(queries / lengths, points / lengths)), dtype=np.float64)

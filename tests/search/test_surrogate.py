@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from onenet_bench.search import surrogate
-from onenet_bench.search.surrogate import Hyperparameters, Many, Surrogate, fit, minimise
+from onenet_bench.search.surrogate import Hyperparameters, Many, Surrogate, fit, minimise, usual_lengths
 
 GROUPS = np.array([0, 1, 1, 2])
 LENGTHS, NOISE = np.array([0.7, 1.5, 0.4]), 0.03
@@ -69,15 +69,19 @@ def test_the_likelihoods_value_and_gradient() -> None:
     squares = np.stack([
         ((part[:, None] - part[None]) ** 2).sum(axis=2) for part in (features[:, :1], features[:, 1:3], features[:, 3:])
     ])  # fmt: skip
-    theta = np.append(np.log(LENGTHS), math.log(NOISE))
-    value, gradient = surrogate._negative_log_posterior(theta, squares.reshape(3, -1), y)
+    theta, expected = np.append(np.log(LENGTHS), math.log(NOISE)), np.array([0.1, 0.9, -0.4, -2.0])
+
+    def negative(at: np.ndarray) -> tuple[float, np.ndarray]:
+        return surrogate._negative_log_posterior(at, expected, squares.reshape(3, -1), y)
+
+    value, gradient = negative(theta)
     for j in range(4):
         step = 1e-5 * np.eye(4)[j]
-        up, down = (surrogate._negative_log_posterior(theta + s, squares.reshape(3, -1), y)[0] for s in (step, -step))
+        up, down = (negative(theta + s)[0] for s in (step, -step))
         assert gradient[j] == pytest.approx((up - down) / 2e-5, rel=1e-5, abs=1e-6)
     # the value, up to a constant: a Gaussian's log density at the best signal variance, and the priors
     other = theta + np.array([0.3, -0.5, 0.2, 1.0])
-    difference = surrogate._negative_log_posterior(other, squares.reshape(3, -1), y)[0] - value
+    difference = negative(other)[0] - value
 
     def written_out(at: np.ndarray) -> float:
         r = np.sqrt((squares / np.exp(2 * at[:3])[:, None, None]).sum(axis=0))
@@ -85,9 +89,8 @@ def test_the_likelihoods_value_and_gradient() -> None:
         grid = np.exp(np.linspace(-6, 6, 200_001))
         quadratic, logdet = y @ np.linalg.solve(k, y), np.linalg.slogdet(k)[1]
         density = (-0.5 * (quadratic / grid + logdet + 15 * np.log(grid)) - 0.5 * (1 / grid + np.log(grid))).max()
-        usual = 0.5 * math.log(3)
-        lengths = ((at[:3] - usual) / surrogate.SPREAD) ** 2
-        return float(-density + 0.5 * (lengths.sum() + ((at[3] - surrogate.NOISE) / surrogate.NOISE_SPREAD) ** 2))
+        off = (at - expected) / np.array([*[surrogate.SPREAD] * 3, surrogate.NOISE_SPREAD])
+        return float(-density + 0.5 * (off**2).sum())
 
     assert difference == pytest.approx(written_out(other) - written_out(theta), rel=1e-6)
 
@@ -97,6 +100,14 @@ def test_what_matters_gets_the_shorter_length() -> None:
     lengths = fit(features, GROUPS, values).lengths
     assert lengths[0] < 0.5 * lengths[1]
     assert lengths[2] < 0.5 * lengths[1]
+
+
+def test_lengths_are_around_those_that_are_expected() -> None:
+    features, values = data(6)
+    expected = np.array([1.0, 1.0, 0.2])
+    few, usual = (fit(features, GROUPS, values, expected=e).lengths for e in (expected, None))
+    np.testing.assert_allclose(np.log(few / expected), 0, atol=3 * surrogate.SPREAD)
+    np.testing.assert_allclose(np.log(usual / math.sqrt(3)), 0, atol=3 * surrogate.SPREAD)
 
 
 def test_a_line_reaches_beyond_what_was_observed() -> None:
@@ -126,9 +137,10 @@ def test_a_plane_has_the_slopes_of_its_features() -> None:
 def test_fits_predict_better_than_the_prior() -> None:
     features, values = data(60)
     queries, truth = data(200, seed=1)
+    before = Hyperparameters(lengths=usual_lengths(3), noise=math.exp(surrogate.NOISE), slopes=np.zeros(4))
     errors = [
         float(np.sqrt(np.mean((Surrogate(h, features, GROUPS, values, NOBODY).predict(queries)[0] - truth) ** 2)))
-        for h in (fit(features, GROUPS, values), Hyperparameters.prior(GROUPS))
+        for h in (fit(features, GROUPS, values), before)
     ]
     assert errors[0] < 0.8 * errors[1]
     assert errors[0] < 0.1 < values.std()
