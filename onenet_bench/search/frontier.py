@@ -5,7 +5,7 @@ enumerated, the scores alone are learnt (``surrogate``), and the net is proposed
 the most hypervolume, its costs taken as the numbers they are (``gain``). The largest gain is found among all nets, not
 among a sample of them (up to ``candidates.WHOLE``): a bound that is cheap to compute rules most of them out. The first
 proposals are spread over the costs. How much a net computes, how far it sees and what part of that is its encoder's
-say most of a score, so the first thing that is learnt is a plane over these three.
+mostly say most of a score, so the first thing that is learnt is a plane over these three, or a line along the first.
 
 A proposal is a function of the seed, the trial's number and the study's trials, so that a study rebuilt from them
 goes on as if it had never stopped.
@@ -51,8 +51,8 @@ PRICED = ("parameters", "macs", "activation_bytes", "peak_inference_mib")
 FEATURED = (*PRICED, *costs.TRAITS)
 """The costs, and with the traits all that the surrogate sees beside the choices."""
 
-ALONG = ("macs", "extent", "encoder_macs")
-"""Those along whose logarithms a score is expected to change."""
+MEANS = ((("macs", "extent", "encoder_macs"), 0.75), (("macs",), 0.25))
+"""Those along whose logarithms a score may be expected to change, and how likely it is to before any was observed."""
 
 PROPOSED = "onenet_bench:proposed"
 """A system attribute of a trial: its options. Optuna itself notes them only once they are asked for."""
@@ -312,8 +312,10 @@ class FrontierSampler(BaseSampler):
         told = np.stack([net.features for net in past.told])  # (n, d)
         pending = np.array([net.features for net in past.pending]).reshape(-1, told.shape[1])  # (p, d)
         groups = found.encoding.groups
-        along = [found.encoding.column(name) for name in ALONG if name in self.featured]
-        fits = [fit(told, groups, loss, expected=found.encoding.lengths, along=along) for loss in losses.T]
+        means = [
+            ([found.encoding.column(name) for name in along if name in self.featured], prior) for along, prior in MEANS
+        ]
+        fits = [fit(told, groups, loss, expected=found.encoding.lengths, means=means) for loss in losses.T]
         return [Surrogate(h, told, groups, loss, pending) for h, loss in zip(fits, losses.T, strict=True)]
 
     def _best(self, found: Candidates, past: Past, untried: npt.NDArray[np.bool_]) -> int:

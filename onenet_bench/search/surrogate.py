@@ -1,11 +1,12 @@
 """A Gaussian process over the features of candidates: what is known of a score before it is trained.
 
-Matérn-5/2 with a length for every group of features (a choice's columns share one) and noise; the mean is constant, or
-linear in a few features, as scores rise with the logarithm of what a net computes.
+Matérn-5/2 with a length for every group of features (a choice's columns share one) and noise. The mean is constant, or
+linear in a few features, as scores rise with the logarithm of what a net computes; where it is not known in which ones,
+several means are believed in, each as far as it explains what was observed.
 Hyperparameters maximise the marginal likelihood times weak priors (Rasmussen & Williams, 2006, chapter 5); the
 signal's variance has its closed form. numpy alone: hundreds of trials need no more.
 
-Letters: n observations, d features, g groups of features, q queries.
+Letters: n observations, d features, g groups of features, q queries, k means.
 """
 
 from __future__ import annotations
@@ -63,12 +64,13 @@ JITTER = 1e-6
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Hyperparameters:
-    """``lengths`` (g,) in the features' units, ``noise`` as a share of the signal's variance; ``slopes`` (d,) of the
-    mean."""
+    """``lengths`` (g,) in the features' units, ``noise`` as a share of the signal's variance; ``slopes`` (k, d) of all
+    means, and the ``beliefs`` (k,) in each, which sum to 1."""
 
     lengths: Floats
     noise: float
     slopes: Floats
+    beliefs: Floats
 
 
 def usual_lengths(groups: int) -> Floats:
@@ -93,14 +95,16 @@ def squared_distances(a: Any, b: Any) -> Any:
 
 
 def fit(
-    features: Floats, groups: Ints, values: Floats, *, expected: Floats | None = None, along: Sequence[int] = ()
-) -> Hyperparameters:
+    features: Floats, groups: Ints, values: Floats, *,
+    expected: Floats | None = None, means: Sequence[tuple[Sequence[int], float]] = (((), 1.0),),
+) -> Hyperparameters:  # fmt: skip
     """Hyperparameters for ``values`` (n,) at ``features`` (n, d); ``groups`` (d,) numbers each feature's group.
 
-    ``expected`` (g,) are the lengths that the prior is around, by default the usual ones. The mean is linear ``along``
-    some of the features: ridge regression, with ``FLAT`` added to what a feature deviates, so that a few nets that are
-    alike do not make a slope. A function of its arguments alone, remembered. They are fitted anew when n has grown by
-    about a tenth.
+    ``expected`` (g,) are the lengths that the prior is around, by default the usual ones. Each of the ``means`` is
+    linear along some of the features: ridge regression, with ``FLAT`` added to what a feature deviates, so that a few
+    nets that are alike do not make a slope. Beside it stands how likely it is before anything was observed; lengths
+    and noise are those by the first. A function of its arguments alone, remembered. They are fitted anew when n has
+    grown by about a tenth.
     """
     kept = _fitted_on(len(values))
     if kept > FITTED_ON:
@@ -108,14 +112,32 @@ def fit(
         features, values = features[rows], values[rows]
     else:
         features, values = features[:kept], values[:kept]
-    slopes = np.zeros(len(groups))
-    if along:
+    slopes = np.zeros((len(means), len(groups)))
+    for row, (along, _) in zip(slopes, means, strict=True):
         off = features[:, along] - features[:, along].mean(axis=0)  # (n, a)
-        slopes[list(along)] = np.linalg.solve(off.T @ off + FLAT * np.eye(len(along)), off.T @ values)
-    rest = values - features @ slopes
+        row[list(along)] = np.linalg.solve(off.T @ off + FLAT * np.eye(len(along)), off.T @ values)
     expected = usual_lengths(int(groups.max()) + 1) if expected is None else expected
+    rest = values - features @ slopes[0]
     lengths, noise = _fit(features.tobytes(), groups.tobytes(), rest.tobytes(), expected.tobytes())
-    return Hyperparameters(lengths=lengths, noise=noise, slopes=slopes)
+    found = [
+        math.log(prior) + _evidence(features / lengths[groups], values, noise, features[:, along])
+        for along, prior in means
+    ]
+    beliefs = np.exp(np.array(found) - max(found))
+    return Hyperparameters(lengths=lengths, noise=noise, slopes=slopes, beliefs=beliefs / beliefs.sum())
+
+
+def _evidence(points: Floats, values: Floats, noise: float, along: Floats) -> float:
+    """The logarithm of the likelihood of ``values`` (n,) at ``points`` (n, d), features over lengths, with slopes along
+    some features (n, a) that may be anything (normal, of the variance that makes them ridge regression's), up to what
+    does not depend on these."""
+    n = len(values)
+    y, off = standardised(values)[0], along - along.mean(axis=0)
+    covariance = matern(squared_distances(points, points)) + off @ off.T / FLAT
+    covariance[np.diag_indices(n)] += noise
+    factor = np.linalg.cholesky(covariance)
+    explained = np.linalg.solve(factor, y)
+    return -0.5 * (n + 1) * math.log(float(explained @ explained) + 1) - float(np.log(np.diag(factor)).sum())
 
 
 def _fitted_on(number: int) -> int:
@@ -232,32 +254,45 @@ class Surrogate:
         self, hyperparameters: Hyperparameters, features: Floats, groups: Ints, values: Floats, pending: Floats
     ) -> None:
         self._scales = 1 / hyperparameters.lengths[groups]  # (d,)
-        self._noise, self._slopes = hyperparameters.noise, hyperparameters.slopes
-        y, self._mean, self._deviation = standardised(values - features @ self._slopes)
-        n = len(y)
+        self._noise, self._slopes, self._beliefs = (
+            hyperparameters.noise,
+            hyperparameters.slopes,
+            hyperparameters.beliefs,
+        )
+        rests = [standardised(values - features @ slopes) for slopes in self._slopes]
+        y = np.stack([rest for rest, *_ in rests])  # (k, n)
+        self._mean, self._deviation = (np.array([rest[i] for rest in rests])[:, None] for i in (1, 2))  # (k, 1)
+        n = len(values)
         told = features * self._scales  # (n, d)
         seen = np.concatenate([told, pending * self._scales])  # (n + p, d)
         rows = np.arange(n) if n <= BASIS else basis(told)
         self._points = np.concatenate([told[rows], seen[n:]])  # (m + p, d)
-        self._weights = np.zeros(len(self._points))
+        self._weights = np.zeros((len(y), len(self._points)))
         if n <= BASIS:
             covariance = matern(squared_distances(seen, seen))
             covariance[np.diag_indices(len(covariance))] += self._noise
-            self._weights[:n] = np.linalg.solve(covariance[:n, :n], y)
+            self._weights[:, :n] = np.linalg.solve(covariance[:n, :n], y.T).T
             self._inverse = np.linalg.inv(covariance)
-            explained = float(y @ self._weights[:n])
+            explained = (y * self._weights[:, :n]).sum(axis=1)  # (k,)
         else:
-            self._weights[: len(rows)], explained, self._inverse = _projected(told[rows], told, self._noise, y)
+            self._weights[:, : len(rows)], explained, self._inverse = _projected(told[rows], told, self._noise, y)
             if len(pending):
-                *_, self._inverse = _projected(self._points, seen, self._noise, np.append(y, np.zeros(len(pending))))
-        self._signal = math.sqrt((explained + 1) / (n + 1)) * self._deviation
+                more = np.zeros((len(y), len(pending)))
+                *_, self._inverse = _projected(self._points, seen, self._noise, np.hstack([y, more]))
+        signals = (explained + 1) / (n + 1) * self._deviation[:, 0] ** 2
+        self._signal = math.sqrt(float(self._beliefs @ signals))
 
     def predict(self, features: Floats) -> tuple[Floats, Floats]:
         """Mean and standard deviation (q,), without noise, at ``features`` (q, d)."""
         kernel = matern(squared_distances(features * self._scales, self._points))  # (q, n + p), of a basis (q, m + p)
         left = 1 - np.einsum("ij,ij->i", kernel @ self._inverse, kernel)
-        mean = self._mean + features @ self._slopes + self._deviation * (kernel @ self._weights)
-        return mean, self._signal * np.sqrt(np.maximum(left, 1e-12))
+        means = self._mean + self._slopes @ features.T + self._deviation * (self._weights @ kernel.T)  # (k, q)
+        mean = self._beliefs @ means
+        return mean, np.sqrt(self._signal**2 * np.maximum(left, 1e-12) + self._apart(means) ** 2)
+
+    def _apart(self, means: Floats) -> Floats:
+        """How far the means (k, q) are from each other: the standard deviation (q,) by the beliefs in them."""
+        return np.asarray(np.sqrt(self._beliefs @ (means - self._beliefs @ means) ** 2))
 
     def glance(self, many: Many) -> tuple[Floats, Floats]:
         """What very many queries can be at best, in single precision: a lower bound of their means and an upper bound
@@ -266,7 +301,8 @@ class Surrogate:
         The deviations know the most similar observation alone, or SUMS of all observations; whatever else is known
         can only lower them.
         """
-        rows = np.vstack([self._weights, self._telling()])  # (1 + SUMS, m + p)
+        k = len(self._weights)
+        rows = np.vstack([self._weights, self._telling()])  # (k + SUMS, m + p)
         weights = rows.astype(np.float32)
         sums = np.zeros((len(rows), len(many)), dtype=np.float32)
         alike = np.zeros(len(many), dtype=np.float32)
@@ -276,14 +312,16 @@ class Surrogate:
             sums += weights[:, part] @ kernel
             np.maximum(alike, most, out=alike)
         off = many.rounding(self._scales)
-        slack = off * np.abs(rows).sum(axis=1)  # (1 + SUMS,)
-        least = sums[0].astype(np.float64) - slack[0]
+        slack = off * np.abs(rows).sum(axis=1)[:, None]  # (k + SUMS, 1)
+        least = sums[:k].astype(np.float64) - slack[:k]
+        least = self._mean + many.lines(self._slopes) + self._deviation * least  # (k, q): at most 2 slacks below
         falls = np.maximum(alike.astype(np.float64) - off, 0) ** 2 / (1 + self._noise + JITTER)
         together = np.zeros(len(many))
-        for told, less in zip(sums[1:], slack[1:], strict=True):
+        for told, less in zip(sums[k:], slack[k:, 0], strict=True):
             together += np.maximum(np.abs(told.astype(np.float64)) - less, 0) ** 2
         left = np.maximum(1 - np.maximum(falls, together), 0)
-        return self._mean + many.line(self._slopes) + self._deviation * least, self._signal * np.sqrt(left)
+        apart = self._apart(least) + 2 * float((self._deviation * slack[:k]).max())
+        return self._beliefs @ least, np.sqrt(self._signal**2 * left + apart**2)
 
     def _telling(self) -> Floats:
         """Weights (SUMS, m + p) of sums of correlations whose squares are, together, no more than what the variance of
@@ -327,10 +365,11 @@ def _pivots(points: bytes, d: int) -> Ints:
     return rows
 
 
-def _projected(points: Floats, seen: Floats, noise: float, y: Floats) -> tuple[Floats, float, Floats]:
-    """Of a posterior in the basis ``points`` (m, d) that was told ``y`` (n,) at ``seen`` (n, d): the weights (m,) of
-    its mean, the squared length of y by the inverse covariance, and the matrix (m, m) by which the variance of a
-    point falls, given its correlations with the basis. What the basis leaves unexplained of an observation is noise.
+def _projected(points: Floats, seen: Floats, noise: float, y: Floats) -> tuple[Floats, Floats, Floats]:
+    """Of a posterior in the basis ``points`` (m, d) that was told ``y`` (k, n) at ``seen`` (n, d): the weights (k, m)
+    of its means, the squared lengths (k,) of y by the inverse covariance, and the matrix (m, m) by which the variance
+    of a point falls, given its correlations with the basis. What the basis leaves unexplained of an observation is
+    noise.
     """
     own = matern(squared_distances(points, points))
     own[np.diag_indices(len(own))] += JITTER
@@ -338,9 +377,9 @@ def _projected(points: Floats, seen: Floats, noise: float, y: Floats) -> tuple[F
     reach = root @ matern(squared_distances(points, seen))  # (m, n)
     every = noise + np.maximum(1 - (reach * reach).sum(axis=0), 0)  # (n,)
     inner = np.linalg.inv(np.eye(len(points)) + (reach / every) @ reach.T)
-    at = inner @ (reach @ (y / every))  # (m,)
-    explained = float((y / every) @ (y - at @ reach))
-    return root.T @ at, explained, root.T @ (np.eye(len(points)) - inner) @ root
+    at = (y / every) @ reach.T @ inner  # (k, m)
+    explained = ((y / every) * (y - at @ reach)).sum(axis=1)
+    return at @ root, explained, root.T @ (np.eye(len(points)) - inner) @ root
 
 
 class Many:
@@ -391,10 +430,10 @@ class Many:
             made.max(axis=0, out=most[part])
         return kernel, most
 
-    def line(self, slopes: Floats) -> Floats:
-        """The features (q, d) times their slopes (d,)."""
-        at = np.flatnonzero(slopes)
-        return self._features[:, at].astype(np.float64) @ slopes[at]
+    def lines(self, slopes: Floats) -> Floats:
+        """The features (q, d) times their slopes (k, d): (k, q)."""
+        at = np.flatnonzero(slopes.any(axis=0))
+        return slopes[:, at] @ self._features[:, at].T.astype(np.float64)
 
     def rounding(self, scales: Floats) -> float:
         """By how much an entry of the kernel may be off: as far as its polynomial, its exponential (2.5 units in the

@@ -338,7 +338,8 @@ def test_the_proposal_gains_most_of_all(names: tuple[str, ...], monkeypatch: pyt
         groups = int(found.encoding.groups[-1]) + 1
         expected = np.full(groups, math.sqrt(groups))
         expected[found.encoding.groups[along[1]]] /= 3.5  # scores rise and fall with what a logit sees
-        fits = [surrogate.fit(told, found.encoding.groups, y, expected=expected, along=along) for y in losses.T]
+        means = [(along, 0.75), (along[:1], 0.25)]
+        fits = [surrogate.fit(told, found.encoding.groups, y, expected=expected, means=means) for y in losses.T]
         models = [
             surrogate.Surrogate(fitted, told, found.encoding.groups, y, pending)
             for fitted, y in zip(fits, losses.T, strict=True)

@@ -14,7 +14,7 @@ from onenet_bench.search.surrogate import Hyperparameters, Many, Surrogate, fit,
 
 GROUPS = np.array([0, 1, 1, 2])
 LENGTHS, NOISE = np.array([0.7, 1.5, 0.4]), 0.03
-SLOPES = np.array([0.0, 0.0, 0.0, 0.8])
+SLOPES = np.array([[0.0, 0.0, 0.0, 0.8]])
 NOBODY = np.empty((0, 4))
 
 
@@ -31,7 +31,8 @@ def correlation(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def made(features: np.ndarray, values: np.ndarray, pending: np.ndarray = NOBODY, **other: Any) -> Surrogate:
-    hyperparameters = Hyperparameters(**{"lengths": LENGTHS, "noise": NOISE, "slopes": SLOPES, **other})
+    one = {"lengths": LENGTHS, "noise": NOISE, "slopes": SLOPES, "beliefs": np.ones(1)}
+    hyperparameters = Hyperparameters(**{**one, **other})
     return Surrogate(hyperparameters, features, GROUPS, values, pending)
 
 
@@ -115,29 +116,75 @@ def test_a_line_reaches_beyond_what_was_observed() -> None:
     features, _ = data(20)
     features[:, 0] /= 2
     values = 2 * features[:, 0] + np.random.default_rng(1).normal(0, 0.02, 20)
-    found = fit(features, GROUPS, values, along=[0])
+    found = fit(features, GROUPS, values, means=[([0], 1.0)])
     deviations = ((features[:, 0] - features[:, 0].mean()) ** 2).sum()
-    assert found.slopes[0] == pytest.approx(2 * deviations / (deviations + surrogate.FLAT), abs=0.05)
-    assert not found.slopes[1:].any()
+    assert found.slopes[0, 0] == pytest.approx(2 * deviations / (deviations + surrogate.FLAT), abs=0.05)
+    assert not found.slopes[0, 1:].any()
     dearest = np.array([[1.0, 0.5, 0.5, 0.5]])
     without = fit(features, GROUPS, values)
     far, short = (Surrogate(h, features, GROUPS, values, NOBODY).predict(dearest)[0] for h in (found, without))
     assert abs(far - 2) < 0.5 * abs(short - 2)
     alike = np.column_stack([0.5 + 0.01 * features[:, 0], features[:, 1:]])
-    assert abs(fit(alike, GROUPS, values, along=[0]).slopes[0]) < 0.1
+    assert abs(fit(alike, GROUPS, values, means=[([0], 1.0)]).slopes[0, 0]) < 0.1
 
 
 def test_a_plane_has_the_slopes_of_its_features() -> None:
     features, _ = data(40)
     values = 5 + 2 * features[:, 0] - features[:, 3] + np.random.default_rng(1).normal(0, 0.02, 40)
-    slopes = fit(1 + 9 * features, GROUPS, 9 * values, along=[0, 3]).slopes  # so far apart that little is shrunk
-    assert slopes == pytest.approx([2, 0, 0, -1], abs=0.03)
+    means = [([0, 3], 1.0)]
+    slopes = fit(1 + 9 * features, GROUPS, 9 * values, means=means).slopes  # so far apart that little is shrunk
+    assert slopes[0] == pytest.approx([2, 0, 0, -1], abs=0.03)
+
+
+def test_a_mean_is_believed_in_as_far_as_it_explains_what_was_observed() -> None:
+    features, _ = data(24)
+    noise = np.random.default_rng(1).normal(0, 0.02, 24)
+    means = [([0, 3], 0.75), ([0], 0.25)]
+    line, plane = 2 * features[:, 0] + noise, 2 * features[:, 0] - 2 * features[:, 3] + noise
+    beliefs = {name: fit(features, GROUPS, y, means=means).beliefs for name, y in (("line", line), ("plane", plane))}
+    assert beliefs["plane"][0] > 0.95
+    assert beliefs["line"][1] > 0.5  # though it was thought a third as likely
+    few = fit(features[:2], GROUPS, line[:2], means=means).beliefs
+    np.testing.assert_allclose(few, [0.75, 0.25], atol=0.15)
+    for found in (*beliefs.values(), few):
+        assert found.sum() == pytest.approx(1)
+
+
+def test_beliefs_are_the_likelihoods_with_slopes_integrated_out() -> None:
+    features, values = data(12)
+    means = [([0, 3], 0.6), ([0], 0.4)]
+    found = fit(features, GROUPS, values, means=means)
+    y = (values - values.mean()) / values.std()
+    points = features / found.lengths[GROUPS]
+    distances = np.sqrt(((points[:, None] - points[None]) ** 2).sum(axis=2))
+    kernel = (1 + math.sqrt(5) * distances + 5 * distances**2 / 3) * np.exp(-math.sqrt(5) * distances)
+    likely = []
+    for along, prior in means:
+        off = features[:, along] - features[:, along].mean(axis=0)
+        k = kernel + found.noise * np.eye(12) + off @ off.T / surrogate.FLAT
+        variance = (y @ np.linalg.solve(k, y) + 1) / 13  # the likeliest, by a prior worth an observation of variance 1
+        likely.append(prior * variance ** (-13 / 2) / math.sqrt(np.linalg.det(k)))
+    np.testing.assert_allclose(found.beliefs, np.array(likely) / sum(likely), rtol=1e-9)
+
+
+def test_of_several_means_the_prediction_is_their_mixture() -> None:
+    features, values = data(12)
+    pending, queries = data(2, seed=2)[0], data(30, seed=1)[0]
+    slopes, beliefs = np.array([[0, 0, 0, 0.8], [1.5, 0, 0, -1]]), np.array([0.7, 0.3])
+    mean, deviation = made(features, values, pending, slopes=slopes, beliefs=beliefs).predict(queries)
+    alone = [made(features, values, pending, slopes=one[None]).predict(queries) for one in slopes]
+    wanted = 0.7 * alone[0][0] + 0.3 * alone[1][0]
+    np.testing.assert_allclose(mean, wanted)
+    squares = [s**2 + (m - wanted) ** 2 for m, s in alone]
+    np.testing.assert_allclose(deviation, np.sqrt(0.7 * squares[0] + 0.3 * squares[1]))
 
 
 def test_fits_predict_better_than_the_prior() -> None:
     features, values = data(60)
     queries, truth = data(200, seed=1)
-    before = Hyperparameters(lengths=usual_lengths(3), noise=math.exp(surrogate.NOISE), slopes=np.zeros(4))
+    before = Hyperparameters(
+        lengths=usual_lengths(3), noise=math.exp(surrogate.NOISE), slopes=np.zeros((1, 4)), beliefs=np.ones(1)
+    )
     errors = [
         float(np.sqrt(np.mean((Surrogate(h, features, GROUPS, values, NOBODY).predict(queries)[0] - truth) ** 2)))
         for h in (fit(features, GROUPS, values), before)
@@ -164,21 +211,25 @@ def test_minimise_finds_rosenbrocks_valley() -> None:
     np.testing.assert_allclose(minimise(rosenbrock, np.array([-1.2, 1.0]), steps=200), [1, 1], atol=1e-2)
 
 
-def test_a_glance_bounds_what_is_predicted() -> None:
+SEVERAL = {"slopes": np.array([[0, 0, 0, 0.8], [1.5, 0, 0, -1]]), "beliefs": np.array([0.7, 0.3])}
+
+
+@pytest.mark.parametrize("means", [{}, SEVERAL], ids=["one", "several"])
+def test_a_glance_bounds_what_is_predicted(means: dict[str, Any]) -> None:
     queries = data(3000, seed=1)[0].astype(np.float32)
     many = Many(queries)
     every, told = data(101)
     every[::2] = queries[:51]  # as near as can be
     for n in (1, 7, 8, 9, 100, 101):  # whole chunks are kept from one to the next
         features, values = every[:n], told[:n]
-        exact = made(features, values).predict(queries.astype(np.float64))
-        least, most = made(features, values).glance(many)
+        exact = made(features, values, **means).predict(queries.astype(np.float64))
+        least, most = made(features, values, **means).glance(many)
         assert (least <= exact[0]).all()
         assert (most >= exact[1]).all()
         np.testing.assert_allclose(least, exact[0], atol=1e-2)
-        np.testing.assert_array_equal(made(features, values).glance(Many(queries)), (least, most))
+        np.testing.assert_array_equal(made(features, values, **means).glance(Many(queries)), (least, most))
     assert len(many._kept) == 101 // surrogate.CHUNK
-    other = made(every, told, lengths=2 * LENGTHS)
+    other = made(every, told, lengths=2 * LENGTHS, **means)
     np.testing.assert_array_equal(other.glance(many), other.glance(Many(queries)))
     assert len(many._kept) == 101 // surrogate.CHUNK  # for these lengths alone
 
@@ -207,9 +258,9 @@ def test_a_basis_of_all_observations_is_exact(monkeypatch: pytest.MonkeyPatch) -
     """The formulas of a basis are those of the posterior where nothing is left out: all of 32, and the 8 after."""
     features, values = data(40)
     pending, queries = data(3, seed=2)[0], data(50, seed=1)[0]
-    wanted = made(features, values, pending).predict(queries)
+    wanted = made(features, values, pending, **SEVERAL).predict(queries)
     monkeypatch.setattr(surrogate, "BASIS", 32)
-    got = made(features, values, pending)
+    got = made(features, values, pending, **SEVERAL)
     assert len(got._points) == 43
     np.testing.assert_allclose(got.predict(queries), wanted, rtol=1e-4)
 
@@ -231,7 +282,7 @@ def test_a_glance_bounds_what_a_basis_predicts(monkeypatch: pytest.MonkeyPatch) 
     queries = data(3000, seed=1)[0].astype(np.float32)
     features, values = data(200)
     features[::2] = queries[:100]
-    made_of = made(features, values, queries[100:103].astype(np.float64))
+    made_of = made(features, values, queries[100:103].astype(np.float64), **SEVERAL)
     least, most = made_of.glance(Many(queries))
     mean, deviation = made_of.predict(queries.astype(np.float64))
     assert (least <= mean).all()
