@@ -328,3 +328,16 @@ def test_a_runtime_that_is_not_installed_names_the_way_out(monkeypatch: pytest.M
     with pytest.raises(MeasureError, match=r"needs the package onnxruntime.*install onenet-bench\[export\]"):
         Conditions()
     Conditions(runtime="torch")
+
+
+def test_glibc_knows_what_it_is_asked_for() -> None:
+    """It passes over what it does not, without a word."""
+    loaders = [*Path("/lib64").glob("ld-linux*"), *Path("/lib").glob("ld-linux*")]
+    if not loaders:
+        pytest.skip("needs glibc")
+    listed = subprocess.run([str(loaders[0]), "--list-tunables"], check=True, capture_output=True, text=True).stdout
+    highest = {name: int(most, 0) for name, most in re.findall(r"^(\S+): .* max: (\w+)\)$", listed, re.MULTILINE)}
+    asked = dict(one.split("=") for one in latency.ENVIRONMENT["GLIBC_TUNABLES"].split(":"))
+    assert len(asked) == 4
+    for name, value in asked.items():
+        assert 0 <= int(value) <= highest[name]
