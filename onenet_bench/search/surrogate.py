@@ -128,9 +128,9 @@ def fit(
 
 
 def _evidence(points: Floats, values: Floats, noise: float, along: Floats) -> float:
-    """The logarithm of the likelihood of ``values`` (n,) at ``points`` (n, d), features over lengths, with slopes along
-    some features (n, a) that may be anything (normal, of the variance that makes them ridge regression's), up to what
-    does not depend on these."""
+    """The logarithm of the likelihood of ``values`` (n,) at ``points`` (n, d), features over lengths, with slopes
+    ``along`` some features (n, a) integrated out (normal, of the variance that makes them ridge regression's), up to
+    what does not depend on these."""
     n = len(values)
     y, off = standardised(values)[0], along - along.mean(axis=0)
     covariance = matern(squared_distances(points, points)) + off @ off.T / FLAT
@@ -254,11 +254,8 @@ class Surrogate:
         self, hyperparameters: Hyperparameters, features: Floats, groups: Ints, values: Floats, pending: Floats
     ) -> None:
         self._scales = 1 / hyperparameters.lengths[groups]  # (d,)
-        self._noise, self._slopes, self._beliefs = (
-            hyperparameters.noise,
-            hyperparameters.slopes,
-            hyperparameters.beliefs,
-        )
+        self._noise = hyperparameters.noise
+        self._slopes, self._beliefs = hyperparameters.slopes, hyperparameters.beliefs
         rests = [standardised(values - features @ slopes) for slopes in self._slopes]
         y = np.stack([rest for rest, *_ in rests])  # (k, n)
         self._mean, self._deviation = (np.array([rest[i] for rest in rests])[:, None] for i in (1, 2))  # (k, 1)
