@@ -9,7 +9,7 @@ from onenet_bench import zoo
 from onenet_bench.measure import memory
 from onenet_bench.memory import BYTES, peak_elements, training_peak_bytes
 from onenet_bench.plan import Plan, plan
-from onenet_bench.spec import NetSpec
+from onenet_bench.spec import NetSpec, StageSpec, StemSpec
 from tests.specs import specs
 
 
@@ -28,6 +28,25 @@ def test_inference_is_the_trackers_to_the_byte_over_the_zoo(name: str) -> None:
 def test_inference_is_the_trackers_to_the_byte_over_random_specs(spec: NetSpec) -> None:
     side = 2 * spec.total_scale
     assert BYTES * peak_elements(lowered(spec, side)) == memory.tracked_inference(spec, side)
+
+
+@pytest.mark.parametrize(
+    ("levels", "kernel"),
+    [
+        (2, 0),  # a strided shortcut of four channels, which is copied in training alone
+        (1, 3),  # a spatial convolution of sixteen numbers, too few for its banded form
+        (1, 9),
+    ],
+)
+def test_inference_is_the_trackers_where_small_copies_decide(levels: int, kernel: int) -> None:
+    level = StageSpec(kind="resnet_basic", channels=4, spatial_kernel=3)
+    top = StageSpec(channels=1, spatial_kernel=kernel, skip=False)
+    stem = StemSpec(kind="resnet", channels=1, repeat=1)
+    spec = NetSpec(
+        classes=1, stem=stem, encoder=(level,) * levels, decoder=(top,) * levels, in_channels=1, output_stride=2,
+        normalise=False,
+    )  # fmt: skip
+    test_inference_is_the_trackers_to_the_byte_over_random_specs.hypothesis.inner_test(spec)  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("name", ["unet_4", "resnet34_unet", "mobilenet_unet", "onenet_e_4", "onenet_ed_4_spatial"])
