@@ -39,8 +39,8 @@ def test_inference_is_the_trackers_to_the_byte_over_random_specs(spec: NetSpec) 
     ],
 )
 def test_inference_is_the_trackers_where_small_copies_decide(levels: int, kernel: int) -> None:
-    level = StageSpec(kind="resnet_basic", channels=4, spatial_kernel=3)
-    top = StageSpec(channels=1, spatial_kernel=kernel, skip=False)
+    level = StageSpec(kind="resnet_basic", channels=4, spatial_kernel=3, repeat=1)
+    top = StageSpec(channels=1, spatial_kernel=kernel, repeat=1, skip=False)
     stem = StemSpec(kind="resnet", channels=1, repeat=1)
     spec = NetSpec(
         classes=1, stem=stem, encoder=(level,) * levels, decoder=(top,) * levels, in_channels=1, output_stride=2,
