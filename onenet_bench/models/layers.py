@@ -175,7 +175,7 @@ class SpatialConv(nn.Module):
     def _plain(self, flat: Tensor) -> Tensor:
         side = self.kernel // 2
         flat = F.pad(flat, (side, side), mode="reflect")  # (B, 1, N + k - 1)
-        return F.conv1d(flat, self.weight, self.bias).relu_()  # (B, 1, N)
+        return F.relu(F.conv1d(flat, self.weight, self.bias), inplace=True)  # (B, 1, N)
 
     def _as_band(self, flat: Tensor) -> Tensor:
         weight, bias = self.weight.to(flat.dtype), self.bias.to(flat.dtype)
