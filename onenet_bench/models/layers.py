@@ -179,13 +179,11 @@ class SpatialConv(nn.Module):
 
     def _as_band(self, flat: Tensor) -> Tensor:
         weight, bias = self.weight.to(flat.dtype), self.bias.to(flat.dtype)
-        # torch's compiler (2.13, AVX2) makes garbage of the one that reads 4 channels.
-        taps = self._band if torch.compiler.is_compiling() else self._taps
         with torch.autocast(flat.device.type, enabled=False):  # the backward pass would not know of it
             if torch.is_grad_enabled():
-                out: Tensor = _Banded.apply(flat, weight, bias, taps, self._band)  # type: ignore[no-untyped-call]
+                out: Tensor = _Banded.apply(flat, weight, bias, self._taps, self._band)  # type: ignore[no-untyped-call]
                 return out
-            return _banded(flat, weight, bias, taps)
+            return _banded(flat, weight, bias, self._taps)
 
 
 def _taps(kernel: int, channels: int, padding: int, width: int) -> Tensor:
@@ -200,25 +198,21 @@ def _taps(kernel: int, channels: int, padding: int, width: int) -> Tensor:
     return torch.where((tap >= 0) & (tap < kernel), tap, kernel)
 
 
-def _as_channels(flat: Tensor, taps: Tensor) -> tuple[Tensor, dict[str, Any]]:
-    """(B, 1, N) read as (B, C, 1, N/C), channels last, without a copy; stride and padding of its banded filter
-    (16, C, 1, width)."""
-    channels, width = taps.shape[1], taps.shape[-1]
-    stride = BAND // channels
-    how = {"stride": stride, "padding": (0, (width - stride) // 2)}
-    return flat.reshape(flat.shape[0], 1, -1, channels).permute(0, 3, 1, 2), how
+def _as_channels(flat: Tensor) -> Tensor:
+    """(B, 1, N) read as (B, 4, 1, N/4), channels last; no copy."""
+    return flat.reshape(flat.shape[0], 1, -1, READ).permute(0, 3, 1, 2)
 
 
 def _filter(weight: Tensor, taps: Tensor) -> Tensor:
-    """The taps (1, 1, k) as the banded filter (16, C, 1, width)."""
+    """The taps (1, 1, k) as the banded filter (16, 4, 1, width)."""
     return torch.cat([weight.flatten(), weight.new_zeros(1)])[taps]
 
 
 def _banded(flat: Tensor, weight: Tensor, bias: Tensor, taps: Tensor) -> Tensor:
     """Convolution and ReLU of (B, 1, N) in banded form: zeros beyond both ends, then both ends anew."""
     side = weight.shape[-1] // 2
-    image, how = _as_channels(flat, taps)
-    out = convolve(image, _filter(weight, taps), bias.repeat(BAND), relu=True, **how)
+    how: Any = {"stride": BAND // READ, "padding": (0, band_padding(weight.shape[-1])), "relu": True}
+    out = convolve(_as_channels(flat), _filter(weight, taps), bias.repeat(BAND), **how)
     out = out.permute(0, 2, 3, 1).reshape(flat.shape)  # (B, 1, N)
     if side:  # the first and last k//2 outputs, with the reflection
         left = F.pad(flat[..., : 2 * side], (side, 0), mode="reflect")  # (B, 1, 3·(k//2))
@@ -258,7 +252,7 @@ class _Banded(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, Tensor, Tensor, None, None]:
-        # (B, 1, N), (1, 1, k), (16, C, 1, width), (16, 16, 1, 3), (B, 1, N)
+        # (B, 1, N), (1, 1, k), (16, 4, 1, width), (16, 16, 1, 3), (B, 1, N)
         flat, weight, taps, band, out = ctx.saved_tensors
         g = torch.ops.aten.threshold_backward(g, out, 0)  # (B, 1, N): through the ReLU
         kernel, n = weight.shape[-1], flat.shape[-1]
@@ -266,8 +260,8 @@ class _Banded(torch.autograd.Function):
         to_input = None
         if ctx.needs_input_grad[0]:
             flipped = weight.flip(-1)
-            image, how = _as_channels(g, taps)
-            to_input = F.conv2d(image, _filter(flipped, taps), **how)
+            how: Any = {"stride": BAND // READ, "padding": (0, band_padding(kernel))}
+            to_input = F.conv2d(_as_channels(g), _filter(flipped, taps), **how)
             to_input = to_input.permute(0, 2, 3, 1).reshape(g.shape)  # (B, 1, N)
             if side:
                 left = F.conv1d(F.pad(g[..., :side], (2 * side, 0)), flipped)  # (B, 1, p): positions -p … -1
