@@ -377,7 +377,8 @@ def _chunk(rows: int, channels: int, least: int = 1) -> int:
 
 
 def _buffers(row: Row) -> int:
-    """Bytes of a row's buffers: running mean, variance and the count of batches; the places of banded taps."""
+    """Bytes of a row's buffers: running mean, variance and the count of batches; where taps
+    stand in the banded filter, and in its gradient."""
     if row.op == "norm":
         return 2 * BYTES * row.c_out + 8
     return 8 * BAND * (BAND * 3 + READ * band_width(row.kernel)) if row.op == "spatial" else 0

@@ -15,9 +15,8 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor, library, nn
 from torch.autograd.function import once_differentiable
-from torch.library import custom_op
 from torch.utils.flop_counter import register_flop_formula
 
 from onenet_bench.memory import CHUNK, is_heavy, is_narrow
@@ -65,7 +64,7 @@ def heavy_conv(conv: nn.Conv2d, x: Tensor) -> Tensor:
     return _contiguously(x, conv.weight, conv.bias, stride, padding)
 
 
-@custom_op("onenet_bench::weight_gradient", mutates_args=())
+@library.custom_op("onenet_bench::weight_gradient", mutates_args=())
 def weight_gradient(g: Tensor, x: Tensor, kernel: int, stride: int, padding: int) -> Tensor:
     """The gradient (C', C, k, k), channels-last, of a convolution's weights, from that of its output (B, C', H', W')
     and its input (B, C, H, W).

@@ -155,8 +155,8 @@ class SpatialConv(nn.Module):
         self.bias = nn.Parameter(torch.empty(1))
         self.kernel = kernel
         self.banded = True
-        self._taps: Tensor
-        self._band: Tensor
+        self._taps: Tensor  # of the filter
+        self._band: Tensor  # of its gradient
         self.register_buffer("_taps", _taps(kernel, READ, band_padding(kernel), band_width(kernel)), persistent=False)
         self.register_buffer("_band", _taps(kernel, BAND, 1, 3), persistent=False)
         for parameter in (self.weight, self.bias):  # as nn.Conv1d does
@@ -211,8 +211,10 @@ def _filter(weight: Tensor, taps: Tensor) -> Tensor:
 def _banded(flat: Tensor, weight: Tensor, bias: Tensor, taps: Tensor) -> Tensor:
     """Convolution and ReLU of (B, 1, N) in banded form: zeros beyond both ends, then both ends anew."""
     side = weight.shape[-1] // 2
-    how: Any = {"stride": BAND // READ, "padding": (0, band_padding(weight.shape[-1])), "relu": True}
-    out = convolve(_as_channels(flat), _filter(weight, taps), bias.repeat(BAND), **how)
+    padding = 0, band_padding(weight.shape[-1])
+    out = convolve(
+        _as_channels(flat), _filter(weight, taps), bias.repeat(BAND), stride=BAND // READ, padding=padding, relu=True
+    )
     out = out.permute(0, 2, 3, 1).reshape(flat.shape)  # (B, 1, N)
     if side:  # the first and last k//2 outputs, with the reflection
         left = F.pad(flat[..., : 2 * side], (side, 0), mode="reflect")  # (B, 1, 3·(k//2))
@@ -260,8 +262,8 @@ class _Banded(torch.autograd.Function):
         to_input = None
         if ctx.needs_input_grad[0]:
             flipped = weight.flip(-1)
-            how: Any = {"stride": BAND // READ, "padding": (0, band_padding(kernel))}
-            to_input = F.conv2d(_as_channels(g), _filter(flipped, taps), **how)
+            padding = 0, band_padding(kernel)
+            to_input = F.conv2d(_as_channels(g), _filter(flipped, taps), stride=BAND // READ, padding=padding)
             to_input = to_input.permute(0, 2, 3, 1).reshape(g.shape)  # (B, 1, N)
             if side:
                 left = F.conv1d(F.pad(g[..., :side], (2 * side, 0)), flipped)  # (B, 1, p): positions -p … -1

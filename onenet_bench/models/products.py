@@ -2,7 +2,8 @@
 
 One multiplies matrices (MKL), the other convolves (oneDNN), and a product is a 1x1 convolution of images whose
 positions are the rows. The first one leaves half of the vector unit idle on processors with AVX-512 that are not
-Intel's; there the second takes half as long for all but small and narrow products, in training too.
+Intel's (measured on AMD's Zen 5); there the second takes half as long for all but small and narrow products, in
+training too.
 """
 
 from __future__ import annotations
@@ -12,8 +13,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
-from torch.library import custom_op
+from torch import Tensor, library
 from torch.utils.flop_counter import register_flop_formula
 
 from onenet_bench.models.layers import convolve
@@ -81,7 +81,7 @@ def _as_images(rows: Tensor, number: int = IMAGES) -> Tensor:
     return rows.view(number, 1, -1, rows.shape[1]).permute(0, 3, 1, 2)
 
 
-@custom_op("onenet_bench::add_gradients", mutates_args=("to_weight", "to_rows"))
+@library.custom_op("onenet_bench::add_gradients", mutates_args=("to_weight", "to_rows"))
 def by_convolution(g: Tensor, rows: Tensor, weight: Tensor, to_weight: Tensor, to_rows: Tensor | None) -> None:
     """``add_gradients`` by the library that convolves.
 

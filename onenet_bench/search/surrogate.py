@@ -103,8 +103,8 @@ def fit(
     ``expected`` (g,) are the lengths that the prior is around, by default the usual ones. Each of the ``means`` is
     linear along some of the features: ridge regression, with ``FLAT`` added to what a feature deviates, so that a few
     nets that are alike do not make a slope. Beside it stands how likely it is before anything was observed; lengths
-    and noise are those by the first. A function of its arguments alone, remembered. They are fitted anew when n has
-    grown by about a tenth.
+    and noise, which are remembered, are those by the first. A function of its arguments alone, which are looked at
+    anew when n has grown by about a tenth.
     """
     kept = _fitted_on(len(values))
     if kept > FITTED_ON:

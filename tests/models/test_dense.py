@@ -7,8 +7,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from torch import Tensor, nn
-from torch.library import opcheck
+from torch import Tensor, library, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from onenet_bench import models, zoo
@@ -53,7 +52,7 @@ def test_the_gradient_is_torchs(
     got = dense.weight_gradient(g, x, kernel, stride, padding)
     assert (got - wanted).abs().max() <= 1e-12 * wanted.abs().max()
     assert got.is_contiguous(memory_format=torch.channels_last)
-    assert opcheck(dense.weight_gradient, (g, x, kernel, stride, padding))
+    assert library.opcheck(dense.weight_gradient, (g, x, kernel, stride, padding))
 
 
 @given(spec=specs(), batch=st.integers(1, 3))

@@ -9,8 +9,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
-from torch.library import opcheck
+from torch import Tensor, library
 from torch.utils.flop_counter import FlopCounterMode
 
 from onenet_bench import models, zoo
@@ -43,7 +42,7 @@ def test_gradients_are_the_products(n: int, c_in: int, c_out: int, to_rows: bool
     torch.testing.assert_close(to_weight, before + g.t() @ rows, rtol=0, atol=1e-12 * n)
     if onward is not None:
         torch.testing.assert_close(onward, g @ weight, rtol=0, atol=1e-12 * c_out)
-    assert opcheck(products.by_convolution, (g, rows, weight, to_weight, onward))
+    assert library.opcheck(products.by_convolution, (g, rows, weight, to_weight, onward))
 
 
 @pytest.mark.parametrize(("n", "c_in", "c_out"), [(256, 512, 256), (1024, 128, 256), (4096, 64, 64)])
