@@ -1,10 +1,10 @@
-"""Exported nets on onnxruntime: the naive export, the simplified one and its int8, for the paper's Table 2 nets.
+"""Exported nets on onnxruntime: as published, the naive export, the simplified one and int8, for Table 2's nets.
 
     python benchmarks/deploy.py [--rounds 9] [--resolution 256] [--few] [--out results]
 
 Latency: onnxruntime on the CPU, one thread, one image, in seconds of the CPU, which leave out what a virtual machine's
-host takes for others. The three files of a net take turns with U-Net_4's simplified
-one, round by round, so that a drifting machine hits all. Peak memory: each file in a process of its own. int8's loss:
+host takes for others. The files of a net take turns with U-Net_4's simplified one, round by round, so that a drifting
+machine hits all. Peak memory: each file in a process of its own. int8's loss:
 small nets of the same shapes, trained for minutes on the synthetic task, scored before and after. Writes deploy.json
 (all samples), deploy.md and deploy.png to --out. --few is a look: three nets, two rounds, a training of seconds.
 --loss trains and scores anew, and keeps the latencies that are in --out.
@@ -30,6 +30,7 @@ from typing import Any
 
 import plotly.graph_objects as go
 import torch
+from execution import NAMED
 from picture import write_png
 
 from onenet_bench import costs, data, deployment, models, zoo
@@ -57,9 +58,10 @@ for _ in range(3):
 print(peak() - before)
 """
 FORMS = {
+    "published": "OneNets as the paper writes them: flatten, stride-C convolution, recover, for every layer",
     "naive": "layer by layer as trained: pixel-unshuffle, flattened spatial convolution, 1x1, ReLU, norm",
-    "simplified": "the rewrites of onenet_bench/models/deploy.py, float32",
-    "int8": "the simplified file quantised statically: QDQ, weights per channel",
+    "simplified": "the rewrites of onenet_bench/models/deploy.py, in the strips of strips.py, float32",
+    "int8": "simplified, not in strips, quantised statically: QDQ, weights per channel",
 }
 SMALL = {  # depth 4, a quarter of the width
     "onenet_ed_4, width 16": lambda: zoo.onenet_ed(4, width=16, encoder_kernel=0),
@@ -67,6 +69,7 @@ SMALL = {  # depth 4, a quarter of the width
     "unet_4, width 16": lambda: zoo.unet(4, width=16),
 }
 TARGETS = (
+    ("onenet_ed_4, simplified : published", 0.65),
     ("onenet_ed_4, simplified : naive", 0.65),
     ("onenet_ed_4 : unet_4, simplified", 0.4),
     ("onenet_ed_4, int8 : simplified", 0.4),
@@ -74,17 +77,21 @@ TARGETS = (
 
 
 def files_of(name: str, side: int, folder: Path) -> dict[str, Path]:
-    """The three files of a net with random weights and the running statistics of four images."""
+    """The files of a net with random weights and the running statistics of four images."""
     torch.manual_seed(0)
     net = models.build(zoo.get(name)).train()
     images = torch.rand(4, 3, side, side)
     with torch.no_grad():
         net(images[:, :, : side // 2, : side // 2])
     net.eval()
-    made = {form: folder / f"{name}.{form}.onnx" for form in FORMS}
-    onnx.to_onnx(deploy.plain(net), made["naive"], shape=(3, side, side), stock=True)
-    onnx.to_onnx(deploy.simplify(net), made["simplified"], shape=(3, side, side))
-    onnx.to_int8(made["simplified"], made["int8"], iter(images[:, None].numpy()))
+    made = {form: folder / f"{name}.{form}.onnx" for form in FORMS if form != "published" or name in NAMED}
+    shape, simple, whole = (3, side, side), deploy.simplify(net), folder / f"{name}.whole.onnx"
+    if name in NAMED:
+        onnx.to_onnx(NAMED[name]().eval(), made["published"], shape=shape, stock=True)
+    onnx.to_onnx(deploy.plain(net), made["naive"], shape=shape, stock=True)
+    onnx.to_onnx(simple.in_strips(shape), made["simplified"], shape=shape)
+    onnx.to_onnx(simple, whole, shape=shape)
+    onnx.to_int8(whole, made["int8"], iter(images[:, None].numpy()))
     return made
 
 
@@ -117,7 +124,7 @@ def measure(name: str, files: dict[str, Path], reference: Path, side: int, round
     }
     counted = {
         "naive": costs.count_plan(plan(spec, (3, side, side))),
-        "simplified": costs.count_plan(deploy.deployed_plan(spec, (3, side, side))),
+        "simplified": deployment.deployed_costs(spec, (3, side, side), strips=True),
     }
     return {
         "net": name,
@@ -152,14 +159,17 @@ def ratios(rows: list[dict[str, Any]]) -> dict[str, float]:
     """What the targets speak of, each of runs that took turns."""
     own = next(row["median_ms"] for row in rows if row["net"] == "onenet_ed_4")
     return {
-        TARGETS[0][0]: own["simplified"] / own["naive"],
-        TARGETS[1][0]: own["simplified"] / own["reference"],
-        TARGETS[2][0]: own["int8"] / own["simplified"],
+        TARGETS[0][0]: own["simplified"] / own["published"],
+        TARGETS[1][0]: own["simplified"] / own["naive"],
+        TARGETS[2][0]: own["simplified"] / own["reference"],
+        TARGETS[3][0]: own["int8"] / own["simplified"],
     }
 
 
-def spread(samples: list[float]) -> str:
-    """Median and quartiles."""
+def spread(samples: list[float] | None) -> str:
+    """Median and quartiles; a dash where there is no such file."""
+    if samples is None:
+        return "–"
     first, middle, third = statistics.quantiles(samples, n=4, method="inclusive")
     return f"{middle:,.0f} ({first:,.0f} – {third:,.0f})"
 
@@ -192,20 +202,24 @@ def markdown(facts: dict[str, Any]) -> str:
         f"| {'reached' if lost < 1 else 'not reached'} |",
         "", f"## Latency, ms, one {facts['resolution']} x {facts['resolution']} image", "",
         f"Median (quartiles) of {facts['rounds']} runs. Last column: U-Net_4's simplified file, in the same rounds.",
-        "", f"| net | {' | '.join(FORMS)} | U-Net_4 |", "|---|---:|---:|---:|---:|",
+        "", f"| net | {' | '.join(FORMS)} | U-Net_4 |", f"|---|{'---:|' * (len(FORMS) + 1)}",
     ]  # fmt: skip
     for row in facts["rows"]:
-        lines.append(f"| {row['net']} | {' | '.join(spread(own) for own in row['samples_ms'].values())} |")
+        samples = row["samples_ms"]
+        lines.append(f"| {row['net']} | {' | '.join(spread(samples.get(form)) for form in (*FORMS, 'reference'))} |")
     lines += [
         "", "## Size", "",
         "File, and resident memory that a session adds at its highest, in MiB; parameters, MACs and peak of live "
         "activations as counted from the plan, trained and simplified.", "",
         f"| net | {' | '.join(f'file, {form}' for form in FORMS)} | {' | '.join(f'peak, {form}' for form in FORMS)} "
         "| parameters, M | MACs, G | live, MiB |",
-        f"|---|{'---:|' * 9}",
+        f"|---|{'---:|' * (2 * len(FORMS) + 3)}",
     ]  # fmt: skip
     for row in facts["rows"]:
-        sizes = [f"{row[key][form] / 2**20:,.1f}" for key in ("file_bytes", "peak_bytes") for form in FORMS]
+        sizes = [
+            f"{row[key][form] / 2**20:,.1f}" if form in row[key] else "–"
+            for key in ("file_bytes", "peak_bytes") for form in FORMS
+        ]  # fmt: skip
         trained, simple = row["costs"]["naive"], row["costs"]["simplified"]
         pairs = [
             f"{trained[key] / unit:,.1f} → {simple[key] / unit:,.1f}"
@@ -228,12 +242,13 @@ def markdown(facts: dict[str, Any]) -> str:
 
 
 def plot(facts: dict[str, Any]) -> go.Figure:
-    """Three bars per net."""
+    """A bar per file of each net."""
     figure = go.Figure()
-    for form, colour in zip(FORMS, ("#999999", "#0072b2", "#d55e00"), strict=True):
+    for form, colour in zip(FORMS, ("#cccccc", "#888888", "#0072b2", "#d55e00"), strict=True):
+        rows = [row for row in facts["rows"] if form in row["median_ms"]]
         figure.add_bar(
-            name=form, x=[row["net"] for row in facts["rows"]], marker_color=colour,
-            y=[row["median_ms"][form] for row in facts["rows"]],
+            name=form, x=[row["net"] for row in rows], marker_color=colour,
+            y=[row["median_ms"][form] for row in rows],
         )  # fmt: skip
     side = facts["resolution"]
     figure.update_layout(

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -23,9 +24,13 @@ from onenet_bench import __version__, costs, data, inference, models, training, 
 from onenet_bench.data.samples import SPLITS, Samples
 from onenet_bench.errors import DataError, OnenetBenchError, RecipeError, known
 from onenet_bench.files import whole
+from onenet_bench.memory import BYTES, peak_elements
 from onenet_bench.models import deploy, onnx
+from onenet_bench.models.strips import in_strips
 from onenet_bench.palette import palette
 from onenet_bench.plan import check_resolution, plan
+from onenet_bench.record import Costs
+from onenet_bench.spec import NetSpec
 from onenet_bench.task import Task
 
 SCHEMA = 1
@@ -95,20 +100,32 @@ def _write_torch(net: nn.Module, path: Path, shape: Shape) -> None:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Format:
-    """A kind of file: how it is named, written, and run again."""
+    """A kind of file: how it is named, written, and run again, and whether simplified nets run there in strips."""
 
     suffix: str
     write: Callable[[nn.Module, Path, Shape], None]
     read: Callable[[Path], Any]  # gives a callable from images to logits
+    strips: bool = False
 
 
 FORMATS: dict[str, Format] = {
     "onnx": Format(
-        suffix=".onnx", write=lambda net, path, shape: onnx.to_onnx(net, path, shape=shape), read=onnx.OnnxNet
+        suffix=".onnx",
+        write=lambda net, path, shape: onnx.to_onnx(net, path, shape=shape),
+        read=onnx.OnnxNet,
+        strips=True,
     ),
     "torch-export": Format(suffix=".pt2", write=_write_torch, read=lambda path: torch.export.load(path).module()),
 }
-FORMS: dict[str, Callable[[models.UNet], deploy.Graph]] = {"simplified": deploy.simplify, "as trained": deploy.plain}
+
+
+def deployed_costs(spec: NetSpec, shape: Shape, *, strips: bool) -> Costs:
+    """What a simplified net costs for one image of ``shape``; run in strips, it needs less memory."""
+    deployed = deploy.deployed_plan(spec, shape)
+    counted = costs.count_plan(deployed)
+    if not strips:
+        return counted
+    return replace(counted, peak_inference_mib=BYTES * peak_elements(in_strips(deployed)) / 2**20)
 
 
 # The command -----------------------------------------------------------------------------------------------
@@ -171,19 +188,21 @@ def export(
     samples: Samples | None = getattr(splits, held_out) if splits else None
 
     form = "as trained" if naive else "simplified"
+    graph = deploy.plain(source.net) if naive else deploy.simplify(source.net)
+    cut = FORMATS[to].strips and not naive
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OnenetBenchError(f"an export's folder must be writable, but {folder} is not: {error.strerror}") from error
     path = folder / f"{source.name}{'-naive' if naive else ''}{FORMATS[to].suffix}"
-    FORMATS[to].write(FORMS[form](source.net), path, shape)
+    FORMATS[to].write(graph.in_strips(shape) if cut else graph, path, shape)
     run = FORMATS[to].read(path)
     check = _compare(source.net, run, shape, samples)
     if not check["difference"] <= check["allowed"]:  # which may be no number
         path.unlink()
         path.with_name(f"{path.name}.json").unlink(missing_ok=True)  # of a file that stood here before
         return [Exported(path=path, difference=check["difference"], allowed=check["allowed"], card={})]
-    facts = {**_facts(source, shape, form), "format": to, "check": check}
+    facts = {**_facts(source, shape, form, cut), "format": to, "check": check}
     if to == "onnx":
         facts["opset"] = onnx.OPSET
     done = [_carded(path, facts, check)]
@@ -193,14 +212,17 @@ def export(
         assert samples is not None
         smaller = path.with_name(f"{path.stem}-int8.onnx")
         images = getattr(splits, calibrate_on).images[:CALIBRATION]
-        onnx.to_int8(path, smaller, (_unit(images[i : i + 1]).numpy() for i in range(len(images))))
+        with TemporaryDirectory() as place:  # not in strips, each of which would have ranges of its own
+            FORMATS[to].write(graph, Path(place) / path.name, shape)
+            ranges_from = (_unit(images[i : i + 1]).numpy() for i in range(len(images)))
+            onnx.to_int8(Path(place) / path.name, smaller, ranges_from)
         scores = {name: _score(net, samples, task) for name, net in (("before", run), ("after", onnx.OnnxNet(smaller)))}
         quantised = {
             "weights": "int8 of 7 bits, per output channel", "activations": "uint8",
             "calibrated_on": f"{calibrate_on} split", "calibration_images": len(images),
             "scored_on": f"{held_out} split", "images": len(samples), **scores,
         }  # fmt: skip
-        facts = {**facts, "form": f"{form}, int8", "int8": quantised}
+        facts |= {**_facts(source, shape, form, cut=False), "form": f"{form}, int8", "int8": quantised}
         done.append(_carded(smaller, {name: facts[name] for name in facts if name != "check"}, None))
     return done
 
@@ -239,7 +261,7 @@ def _compare(net: models.UNet, run: Call, shape: Shape, samples: Samples | None)
 # The card --------------------------------------------------------------------------------------------------
 
 
-def _facts(source: Source, shape: Shape, form: str) -> dict[str, Any]:
+def _facts(source: Source, shape: Shape, form: str, cut: bool) -> dict[str, Any]:
     """What all files of a net say."""
     spec, task = source.net.spec, source.task
     trained = plan(spec, shape)
@@ -248,7 +270,7 @@ def _facts(source: Source, shape: Shape, form: str) -> dict[str, Any]:
     colours = palette(len(names), task.background if task else 0) if len(names) > 1 else [(0, 0, 0)]
     counted = {"trained": costs.count_plan(trained).to_dict()}
     if form == "simplified":
-        counted["deployed"] = costs.count_plan(deploy.deployed_plan(spec, shape)).to_dict()
+        counted["deployed"] = deployed_costs(spec, shape, strips=cut).to_dict()
     return {
         "schema": SCHEMA,
         "net": source.name,

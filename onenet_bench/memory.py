@@ -137,8 +137,16 @@ SCRATCH: dict[str, Callable[[Row], int]] = {
         if is_banded(row.kernel, row.elements)
         else row.elements + row.kernel - 1  # the padded copy of its input
     ),
+    "edges": lambda row: 0 if row.stride == 1 else _unshuffled(row),
+    "beyond": lambda row: row.elements,  # its two halves
 }
 """Elements that a row needs beside its input and output while it runs, where it does."""
+
+
+def _unshuffled(row: Row) -> int:
+    """Elements of the whole channels whose pixel-unshuffle holds a spatial convolution's edges."""
+    edge = row.c_out // (2 * row.groups)  # channels at either end of a block
+    return 2 * row.groups * -(-edge // row.stride**2) * row.stride**2 * row.h_out * row.w_out
 
 
 class _Heap:

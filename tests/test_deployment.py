@@ -11,10 +11,10 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from onenet_bench import costs, data, deployment, inference, models
+from onenet_bench import costs, data, deployment, inference, models, zoo
 from onenet_bench.cli import app
 from onenet_bench.errors import DataError, OnenetBenchError, RecipeError, SpecError
-from onenet_bench.models import deploy, onnx
+from onenet_bench.models import deploy, onnx, strips
 from onenet_bench.palette import BACKGROUND
 from onenet_bench.plan import plan
 from onenet_bench.recipe import Recipe
@@ -75,6 +75,30 @@ def test_a_checkpoint_becomes_files_with_cards(checkpoint: Path, tmp_path: Path)
     assert scored["before"]["miou"] == pytest.approx(wanted["miou"], abs=1e-3)
     assert scored["after"]["ce"] == pytest.approx(wanted["ce"], rel=0.05)
     assert scored["after"]["ce"] != scored["before"]["ce"]
+
+
+@pytest.mark.slow
+def test_int8_is_not_made_of_strips(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every one of which would have ranges of its own."""
+    import onnx as package
+
+    monkeypatch.setattr(strips, "STRIP", 1)
+    monkeypatch.setattr(strips, "PAYS", 0)
+    source = deployment.open_source(str(checkpoint))
+    float32, int8 = (
+        sum(node.op_type == "Conv" for node in package.load(one.path).graph.node)
+        for one in deployment.export(source, "onnx", tmp_path / "out", int8=True)
+    )
+    assert float32 == 8 * int8
+
+
+def test_strips_cost_less_memory_and_nothing_else() -> None:
+    whole, cut = (
+        deployment.deployed_costs(zoo.get("onenet_ed_4"), (3, 256, 256), strips=strips).to_dict()
+        for strips in (False, True)
+    )
+    assert cut.pop("peak_inference_mib") < 0.75 * whole.pop("peak_inference_mib")
+    assert cut == whole
 
 
 def test_a_file_whose_later_logits_are_no_numbers_is_not_accepted(checkpoint: Path) -> None:

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from onenet_bench.errors import MeasureError, SpecError
 from onenet_bench.measure import latency
 from onenet_bench.measure.latency import Conditions, Latency
-from onenet_bench.models.deploy import deployed_plan
+from onenet_bench.models.deploy import LANES, deployed_plan
 from onenet_bench.plan import Plan, Row, plan
 from onenet_bench.spec import NetSpec, StageSpec, StemSpec
 
@@ -47,9 +47,6 @@ _KIND_OF = {
     "shuffle": "shuffle", "unshuffle": "shuffle", "concat": "join", "add": "join", "relu": "plain",
     "norm": "plain", "normalise": "plain",
 }  # fmt: skip
-
-LANES = 16
-"""Channels that convolutions are padded to: multiply-adds of what is padded count as done."""
 
 PROBES, SEED = 32, 0
 
@@ -172,7 +169,7 @@ def kind(row: Row) -> str:
 
 
 def _macs(row: Row) -> float:
-    """Multiply-adds with channels padded to ``LANES``."""
+    """Multiply-adds with channels padded to ``LANES``: what is padded counts as done."""
     if row.op not in ("conv", "up"):
         return row.macs
     taken_in, given = (-(-channels // LANES) * LANES / channels for channels in (row.c_in // row.groups, row.c_out))

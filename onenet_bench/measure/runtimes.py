@@ -63,13 +63,13 @@ RUNTIMES: dict[str, Callable[[nn.Module, Tensor, Conditions, Path], Run]] = {
 """Runtime → what runs a net on an image (B, C, H, W) once; the folder is for files."""
 
 
-FORMS: dict[tuple[str, str], Callable[[models.UNet], nn.Module]] = {
-    ("onnxruntime", "deployed"): deploy.simplify,
-    ("onnxruntime", "trained"): deploy.plain,
-    ("torch", "deployed"): deploy.simplify,
-    ("torch", "trained"): lambda net: net,
+FORMS: dict[tuple[str, str], Callable[[models.UNet, tuple[int, int, int]], nn.Module]] = {
+    ("onnxruntime", "deployed"): lambda net, shape: deploy.simplify(net).in_strips(shape),
+    ("onnxruntime", "trained"): lambda net, _: deploy.plain(net),
+    ("torch", "deployed"): lambda net, _: deploy.simplify(net),
+    ("torch", "trained"): lambda net, _: net,
 }
-"""(runtime, form) → what is run of a net."""
+"""(runtime, form) → what is run of a net for images of a shape."""
 
 
 # Clocks --------------------------------------------------------------------------------------------------
@@ -149,8 +149,9 @@ def measure(request: Mapping[str, Any], folder: Path) -> list[tuple[list[float],
     runs = []
     for number, (spec, conditions) in enumerate(nets):
         torch.manual_seed(0)
-        net = FORMS[conditions.runtime, conditions.form](models.build(spec).eval())
-        image = torch.rand(conditions.batch, spec.in_channels, conditions.resolution, conditions.resolution)
+        shape = (spec.in_channels, conditions.resolution, conditions.resolution)
+        net = FORMS[conditions.runtime, conditions.form](models.build(spec).eval(), shape)
+        image = torch.rand(conditions.batch, *shape)
         place = folder / str(number)
         place.mkdir()
         runs.append(RUNTIMES[conditions.runtime](net, image, conditions, place))

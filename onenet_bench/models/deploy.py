@@ -11,7 +11,7 @@ What is rewritten, row by row of the plan (a batch norm in inference is a scale 
 - The scale of a norm behind the ReLU of a convolution moves into that convolution, as far as it is a power of two: the
   results are the same to the bit, and the channels between are about as large as each other, which 8 bits need.
 - unshuffle(s) and what follows, a 1x1 or a spatial convolution, become one convolution of kernel = stride = s.
-- A spatial convolution becomes a 1x1 convolution in blocks of up to 128 channels, the taps a banded matrix: more
+- A spatial convolution becomes a 1x1 convolution in blocks of up to 64 channels, the taps a banded matrix: more
   multiply-adds in less time, for nothing is flattened. The taps that reach over into the neighbouring block or position
   read k//2 planes per side of a block, which lie beyond it in the flattened tensor, mirrored at the image's two ends.
   An affine before it is taken into both; that of mirrored values is another one, so the planes get theirs first.
@@ -32,12 +32,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from onenet_bench.models.strips import in_strips
 from onenet_bench.models.unet import DEVIATION, MEAN, UNet
 from onenet_bench.plan import Plan, Row, check_resolution, plan, smallest
 from onenet_bench.spec import NetSpec
 
-BLOCK = 128
-"""Channels of a banded block, at most. 64 is as quick in onnxruntime; one block of all channels is slower."""
+BLOCK = 64
+"""Channels of a banded block, at most. In onnxruntime 32 are a little quicker in float32, and slower in int8."""
+
+LANES = 16
+"""Channels that onnxruntime's convolutions work on at a time."""
 
 
 class Rewrite(NamedTuple):
@@ -191,10 +195,19 @@ def _add_banded(
     edge = out.add(
         bare._replace(name=f"{row.name}.beyond", op="beyond", inputs=(edge,), c_in=seen, c_out=planes), index
     )
-    across = _conv_row(row._replace(c_in=planes), f"{row.name}.across", edge, row.c_out, 1, bias=False)
+    groups = _across_groups(blocks, row.kernel)
+    across = _conv_row(
+        row._replace(c_in=planes), f"{row.name}.across", edge, row.c_out, 1, groups=groups, bias=False
+    )  # fmt: skip
     band = _conv_row(like, row.name, source, row.c_out, step, step, blocks)
     parts = out.add(band, index, "band"), out.add(across, index, "across")
     return out.add(bare._replace(name=f"{row.name}.add", op="add", inputs=parts, groups=1), index)
+
+
+def _across_groups(blocks: int, kernel: int) -> int:
+    """In how many groups the planes beyond the blocks are convolved: the most whose planes fill vectors, or one."""
+    planes = 2 * (kernel // 2)
+    return next((g for g in range(blocks, 0, -1) if blocks % g == 0 and blocks // g * planes % LANES == 0), 1)
 
 
 def _alive(lowered: Plan) -> list[int]:
@@ -304,8 +317,9 @@ class _Weights:
         tap = (read - made + p).to(taps.device)  # (d, d) or (d, 2p)
         block = torch.where((tap >= 0) & (tap < k), taps[tap.clamp(0, k - 1)], 0)
         if part == "across":
-            across = torch.kron(torch.eye(m).to(block), block)
-            return {"weight": across[:, :, None, None]}  # (C, 2p·m, 1, 1)
+            alike = m // row.groups  # blocks of a group
+            across = torch.kron(torch.eye(alike).to(block), block)  # (d·alike, 2p·alike)
+            return {"weight": across.repeat(row.groups, 1)[:, :, None, None]}  # (C, 2p·alike, 1, 1)
         assert bias is not None
         weight, bias = block.repeat(m, 1)[:, :, None, None], bias.expand(c)  # (C, d, 1, 1)
         if pending:
@@ -394,8 +408,12 @@ def _beyond(row: Row, x: Tensor) -> Tensor:
     return torch.cat([before, after], dim=2).reshape(-1, 2 * p * m, *x.shape[2:])  # (B, 2p·m, H, W)
 
 
-MOVES: dict[str, Callable[[Row, Tensor], Tensor]] = {"edges": _edges, "beyond": _beyond}
-"""Rows that only a deployed plan has; ``onenet_bench.plan.OPS`` has all others."""
+MOVES: dict[str, Callable[[Row, Tensor], Tensor]] = {
+    "edges": _edges,
+    "beyond": _beyond,
+    "strip": lambda row, x: x.narrow(2, row.kernel * row.h_out, row.h_out).clone(),
+}
+"""Rows that only a deployed plan has, but for ``stack``; ``onenet_bench.plan.OPS`` has all others."""
 
 ACTIONS: dict[str, Callable[[Row, list[Tensor]], Tensor]] = {
     "normalise": lambda row, x: (x[0] - MEAN) / DEVIATION,
@@ -404,6 +422,7 @@ ACTIONS: dict[str, Callable[[Row, list[Tensor]], Tensor]] = {
     "unshuffle": lambda row, x: F.pixel_unshuffle(x[0], row.stride),
     "shuffle": lambda row, x: F.pixel_shuffle(x[0], row.stride),
     "concat": lambda row, x: torch.cat(x, dim=1),
+    "stack": lambda row, x: torch.cat(x, dim=2),
     "add": lambda row, x: x[0].add_(x[1]),
     **{op: lambda row, x, move=move: move(row, x[0]) for op, move in MOVES.items()},  # type: ignore[misc]
 }
@@ -426,7 +445,7 @@ class Graph(nn.Module):
         for index in alive:
             row = lowered.rows[index]
             name = row.name.replace(".", "_") if row.op in MODULES else ""
-            if name:
+            if name and name not in self._modules:
                 self.add_module(name, MODULES[row.op](row))
             dead = [source for source in set(row.inputs) if last_read[source] == index]
             self._steps.append((index, row, name, dead))
@@ -435,6 +454,12 @@ class Graph(nn.Module):
     def layers(self) -> list[tuple[int, Row, nn.Module]]:
         """Index, row and module of the rows with weights."""
         return [(index, row, self.get_submodule(name)) for index, row, name, _ in self._steps if name]
+
+    def in_strips(self, shape: tuple[int, int, int]) -> Graph:
+        """A simplified graph for images of ``shape`` = (C, H, W) alone, strip by strip where that pays: a copy."""
+        graph = Graph(in_strips(deployed_plan(self.plan.spec, shape)))
+        graph.load_state_dict(self.state_dict(), assign=True)
+        return graph
 
     def forward(self, image: Tensor) -> Tensor:
         check_resolution(self.plan.spec, *image.shape[-2:])

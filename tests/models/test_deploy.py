@@ -57,7 +57,7 @@ def test_every_spec_deploys_to_the_same_function(spec: NetSpec, seed: int) -> No
 
 @pytest.mark.parametrize(
     ("channels", "scale", "kernel", "blocks"),
-    [(64, 2, 9, [2]), (64, 4, 15, [8]), (40, 3, 5, [4]), (131, 2, 3, [0]), (5, 2, 41, [0]), (6, 2, 1, [0])],
+    [(64, 2, 9, [4]), (64, 4, 15, [16]), (40, 3, 5, [8]), (131, 2, 3, [0]), (5, 2, 41, [0]), (6, 2, 1, [0])],
 )
 def test_a_spatial_convolution_runs_in_blocks(channels: int, scale: int, kernel: int, blocks: list[int]) -> None:
     """Several blocks, one, and none where the channels or the kernel do not fit; behind an affine, and merged."""
