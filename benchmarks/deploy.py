@@ -254,6 +254,7 @@ def plot(facts: dict[str, Any]) -> go.Figure:
     figure.update_layout(
         title=f"onnxruntime, one thread, one {side} x {side} image", template="plotly_white", height=420,
         yaxis_title="ms (median)", barmode="group", legend={"orientation": "h", "y": 1.08, "x": 0.6},
+        xaxis={"categoryorder": "array", "categoryarray": [row["net"] for row in facts["rows"]]},
     )  # fmt: skip
     return figure
 
