@@ -20,7 +20,8 @@ not all need occur, or, if other values occur, the names of the K sorted values.
 ``background``, else class 0.
 
 **Images** are read by what they hold, not by their extension. Where all have one channel, a net sees one; where some
-are in colour, all are read as RGB. Transparency is dropped, EXIF orientation not applied. ``.npy`` images are (H, W)
+are in colour, all are read as RGB. Transparency is dropped, EXIF orientation not applied: a mask lies as the pixels in
+the file do, and a photograph is refused whose size does not say whether its mask does. ``.npy`` images are (H, W)
 or (H, W, C) with any C, of uint8 or uint16. Sixteen-bit images are scaled such that the largest value in any of them
 becomes 255; the same factor for all, so that brightness can still be compared.
 
@@ -45,6 +46,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL.ExifTags import Base
 
 from onenet_bench.data import _cache
 from onenet_bench.data._images import BROKEN, broken, open_image, raw_mode, square_image, square_mask
@@ -238,6 +240,23 @@ def channels_and_size(path: Path) -> tuple[int, bool, tuple[int, int]]:
         return (1 if gray else 3), image.mode in _SIXTEEN_BIT, (image.height, image.width)
 
 
+def _unclear_turn(path: Path) -> int | None:
+    """A photograph's EXIF orientation, where turning it keeps its size, or Pillow does so by itself.
+
+    PNG and ``.npy`` files are none: in a PNG the orientation may stand behind all pixels.
+    """
+    if path.suffix.lower() == ".npy":
+        return None
+    with open_image(path) as image:
+        if image.format not in ("JPEG", "MPO", "TIFF"):
+            return None
+        turn: object = image.getexif().get(Base.Orientation)
+        if not isinstance(turn, int) or turn not in range(2, 9):  # 1: as it is; all others: damaged
+            return None
+        told_by_size = turn >= 5 and image.height != image.width and image.format != "TIFF"
+    return None if told_by_size else turn
+
+
 def read_image(path: Path, channels: int) -> NDArray[np.uint8] | NDArray[np.uint16]:
     """(H, W, channels) as the file has it, alpha dropped."""
     if path.suffix.lower() == ".npy":
@@ -323,6 +342,11 @@ def _look(tree: _Tree) -> _Facts:
             raise DataError(
                 f"an image and its mask have one size, but {path} is {size[1]} x {size[0]} and {tree.masks[stem]} is "
                 f"{mask.shape[1]} x {mask.shape[0]}; {turned if mask.shape == size[::-1] else 'resize one of them'}"
+            )
+        if (turn := _unclear_turn(path)) is not None:
+            raise DataError(
+                f"an image lies as its mask does, but {path} has EXIF orientation {turn}, and its size does not say "
+                "whether its mask was drawn before or after that turn; save the image as it is seen, without the mark"
             )
         values.update(np.unique(mask).tolist())
         if len(values - {IGNORED}) > MOST_CLASSES:

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from PIL import Image
+from PIL.ExifTags import Base
 
 from onenet_bench import data
 from onenet_bench.data import folder
@@ -34,6 +35,14 @@ def _save(path: Path, pixels: Pixels, **options: object) -> Path:
 
 def _gray(value: int = 100, height: int = 8, width: int = 8) -> Pixels:
     return np.full((height, width), value, np.uint8)
+
+
+def _turned(root: Path, orientation: int, height: int = 8, suffix: str = ".jpg") -> None:
+    """The third image as a photograph of some EXIF orientation."""
+    exif = Image.Exif()
+    exif[Base.Orientation] = orientation
+    (root / "images/2.png").unlink()
+    _save(root / f"images/2{suffix}", _gray(100, height), exif=exif)
 
 
 def _color(value: int = 100) -> Pixels:
@@ -417,6 +426,15 @@ def test_masks_of_few_bits_hold_indices(root: Path, bits: int, row: bytes) -> No
     assert data.load(task).train.masks[0, 0].tolist() == [0, 1, 2, 3] * 2
 
 
+@pytest.mark.parametrize(("orientation", "height"), [(1, 8), (6, 6), (8, 10)])
+def test_a_photograph_on_its_side_lies_as_its_mask_where_the_sizes_say_so(
+    root: Path, orientation: int, height: int
+) -> None:
+    _turned(root, orientation, height)
+    _save(root / "masks/2.png", _gray(1, height))
+    assert _everything(root)["2"][1].all()
+
+
 def _each(*steps: Callable[[Path], object]) -> Callable[[Path], object]:
     return lambda root: [step(root) for step in steps]
 
@@ -435,6 +453,15 @@ REFUSALS: dict[str, tuple[Callable[[Path], object], str]] = {
         _each(lambda r: _save(r / "images/2.png", _gray(0, 9, 8)), lambda r: _save(r / "masks/2.png", _gray(0, 8, 9))),
         r"masks/2\.png is 9 x 8; save the image as it is seen: EXIF",
     ),
+    "a square photograph on its side": (
+        lambda r: _turned(r, 6),
+        r"images/2\.jpg has EXIF orientation 6, .*save the image as it is seen, without",
+    ),
+    "a photograph upside down": (
+        _each(lambda r: _turned(r, 3, 6), lambda r: _save(r / "masks/2.png", _gray(0, 6, 8))),
+        r"images/2\.jpg has EXIF orientation 3, ",
+    ),
+    "a TIFF that Pillow turns": (lambda r: _turned(r, 4, suffix=".tif"), r"images/2\.tif has EXIF orientation 4, "),
     "a name of other bytes": (
         lambda r: (r / "images/2.png").rename(os.fsdecode(bytes(r / "images") + b"/Gr\xf6\xdfe.png")),
         r"UTF-8, but 'Gr.*png' in .*images is not; rename it",
