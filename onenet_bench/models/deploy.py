@@ -32,6 +32,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from onenet_bench.errors import SpecError
 from onenet_bench.models.strips import in_strips
 from onenet_bench.models.unet import DEVIATION, MEAN, UNet
 from onenet_bench.plan import Plan, Row, check_resolution, plan, smallest
@@ -440,6 +441,7 @@ class Graph(nn.Module):
         super().__init__()
         self.plan = lowered
         alive = _alive(lowered)
+        self._height = lowered.shape[1] if any(lowered.rows[index].op == "strip" for index in alive) else None
         last_read = {source: index for index in alive for source in lowered.rows[index].inputs}
         self._steps: list[tuple[int, Row, str, list[int]]] = []  # index, row, module's name, rows not read again
         for index in alive:
@@ -456,13 +458,18 @@ class Graph(nn.Module):
         return [(index, row, self.get_submodule(name)) for index, row, name, _ in self._steps if name]
 
     def in_strips(self, shape: tuple[int, int, int]) -> Graph:
-        """A simplified graph for images of ``shape`` = (C, H, W) alone, strip by strip where that pays: a copy."""
+        """This simplified graph for images of ``shape`` = (C, H, W), in strips where that pays; weights are shared."""
         graph = Graph(in_strips(deployed_plan(self.plan.spec, shape)))
         graph.load_state_dict(self.state_dict(), assign=True)
         return graph
 
     def forward(self, image: Tensor) -> Tensor:
         check_resolution(self.plan.spec, *image.shape[-2:])
+        if self._height not in (None, image.shape[-2]):
+            raise SpecError(
+                f"a net in strips takes images of the height it was cut for, {self._height}, but got "
+                f"{image.shape[-2]}; cut the simplified net for that"
+            )
         tensors = {-1: image}
         for index, row, name, dead in self._steps:
             inputs = [tensors[source] for source in row.inputs]

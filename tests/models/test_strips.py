@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from onenet_bench import costs, zoo
+from onenet_bench.errors import SpecError
 from onenet_bench.memory import BYTES, peak_elements
 from onenet_bench.models import deploy, onnx, strips
 from onenet_bench.plan import Plan
@@ -112,6 +113,14 @@ def test_the_peak_of_memory_is_torchs(spec: NetSpec) -> None:
     plan = strips.in_strips(deploy.deployed_plan(spec, (3, 64, 64)))
     assert number(plan) == 8
     assert tracked_bytes(plan) == BYTES * peak_elements(plan)
+
+
+@pytest.mark.usefixtures("small")
+def test_another_height_is_refused() -> None:
+    graph = deploy.simplify(net_of(zoo.onenet_ed(1, width=4))).in_strips((3, 8, 8))
+    assert graph(torch.rand(1, 3, 8, 6, dtype=torch.float64)).shape == (1, 4, 8, 6)
+    with pytest.raises(SpecError, match=r"cut for, 8, but got 16; cut"):
+        graph(torch.rand(1, 3, 16, 8, dtype=torch.float64))
 
 
 @pytest.mark.usefixtures("small")
