@@ -3,6 +3,7 @@
     python benchmarks/search.py                                                   # the figures in results/: an hour
     python benchmarks/search.py --on tabular --seeds 3 --few 0 --out /tmp/look    # a look, a minute or two
     python benchmarks/search.py --on tabular --table results/tabular/small_long --name search_small_long
+    python benchmarks/search.py --on tabular --table results/tabular/held_out --name search_held_out
 
 A Table holds every net of a space that fits a budget, with its exact costs and its scores. A replay runs the
 package's own search loop on it: trials look their score up, epoch by epoch, instead of being trained. There are tables
