@@ -621,6 +621,8 @@ them. Columns are training spent, in nets' worth: epochs of all trials, stopped 
 whole training. With fidelity a search stops weak nets at rungs once an audit allows it; only nets trained to the end
 count. What frontier's surrogate sees of a net, and what it expects of scores before it has any, was chosen
 {chosen}.
+The first nets of frontier's searches are nearly the same whatever the seed, so that its quartiles do not show how lucky
+this start is; the row with a random start does.
 
 *Told all scores beforehand* is no rival but the ceiling of what learning can do here: its surrogate has seen the true
 score of every net. It knows what nets of like choices and costs have in common; what a single net has beyond that is
