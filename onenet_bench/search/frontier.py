@@ -37,7 +37,7 @@ from onenet_bench.screen import SCREENED
 from onenet_bench.search.candidates import COMBINATIONS, REDRAWN, Candidates, Groups, Net, candidates, is_drawn
 from onenet_bench.search.gain import cells, expected_gain
 from onenet_bench.search.parameters import distributions
-from onenet_bench.search.surrogate import Floats, Ints, Surrogate, fit, similarity
+from onenet_bench.search.surrogate import Floats, Hyperparameters, Ints, Surrogate, fit, similarity
 from onenet_bench.space import SearchSpace, is_ordered
 from onenet_bench.spec import NetSpec
 
@@ -306,17 +306,29 @@ class FrontierSampler(BaseSampler):
 
     def _surrogates(self, found: Candidates, past: Past) -> list[Surrogate]:
         """A surrogate of each objective that is not known, of its losses between 0 and 1."""
-        unknown = [i for i, o in enumerate(self._objectives) if o.name not in self.known]
-        values = {self._objectives[i].name: past.values[:, i] for i in unknown}
-        losses = Box.around([self._objectives[i] for i in unknown], values).place(values)  # (n, u)
-        told = np.stack([net.features for net in past.told])  # (n, d)
+        told, losses = self._told(past)
         pending = np.array([net.features for net in past.pending]).reshape(-1, told.shape[1])  # (p, d)
-        groups = found.encoding.groups
+        return [
+            Surrogate(h, told, found.encoding.groups, loss, pending)
+            for h, loss in zip(self._hyperparameters(found, past), losses.T, strict=True)
+        ]
+
+    def _hyperparameters(self, found: Candidates, past: Past) -> list[Hyperparameters]:
+        """Those of each surrogate."""
+        told, losses = self._told(past)
         means = [
             ([found.encoding.column(name) for name in along if name in self.featured], prior) for along, prior in MEANS
         ]
-        fits = [fit(told, groups, loss, expected=found.encoding.lengths, means=means) for loss in losses.T]
-        return [Surrogate(h, told, groups, loss, pending) for h, loss in zip(fits, losses.T, strict=True)]
+        return [
+            fit(told, found.encoding.groups, loss, expected=found.encoding.lengths, means=means) for loss in losses.T
+        ]
+
+    def _told(self, past: Past) -> tuple[Floats, Floats]:
+        """Features (n, d) of the nets that were told, and their losses (n, u) in the objectives that are not known."""
+        unknown = [i for i, o in enumerate(self._objectives) if o.name not in self.known]
+        values = {self._objectives[i].name: past.values[:, i] for i in unknown}
+        losses = Box.around([self._objectives[i] for i in unknown], values).place(values)
+        return np.stack([net.features for net in past.told]), losses
 
     def _best(self, found: Candidates, past: Past, untried: npt.NDArray[np.bool_]) -> int:
         """The untried candidate of the largest expected gain."""
