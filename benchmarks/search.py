@@ -745,9 +745,13 @@ def verdicts(table: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-COLOURS = (
-    "#8c8c8c", "#56b4e9", "#0072b2", "#009e73", "#117733", "#999933", "#d55e00", "#000000", "#e69f00", "#cc79a7",
-    "#882255", "#44aa99",
+COLOURS = dict(
+    zip(
+        CONTESTANTS,
+        ("#8c8c8c", "#56b4e9", "#0072b2", "#009e73", "#117733", "#999933", "#d55e00", "#000000", "#e69f00", "#cc79a7",
+         "#882255", "#44aa99", "#ddaa33"),
+        strict=True,
+    )
 )  # fmt: skip
 
 
@@ -757,13 +761,12 @@ def draw(standings: Mapping[str, Sequence[Standing]]) -> go.Figure:
     figure = make_subplots(
         rows=rows, cols=min(2, len(standings)), subplot_titles=[t.split(":")[0] for t in standings], shared_xaxes=True
     )
-    colours = dict(zip(CONTESTANTS, COLOURS, strict=True))
     for panel, shown in enumerate(standings.values()):
         where = {"row": panel // 2 + 1, "col": panel % 2 + 1}
         for s in shown:
             low, middle, high = s.quartiles()
             x = list(range(1, len(middle) + 1))
-            title, colour = CONTESTANTS[s.contestant].title, colours[s.contestant]
+            title, colour = CONTESTANTS[s.contestant].title, COLOURS[s.contestant]
             figure.add_scatter(
                 x=x + x[::-1], y=[*high, *low[::-1]], fill="toself", fillcolor=colour, opacity=0.15, line_width=0,
                 hoverinfo="skip", showlegend=False, **where,
