@@ -19,7 +19,8 @@ What is rewritten, row by row of the plan (a batch norm in inference is a scale 
 
 1x1, ReLU, norm, pixel-shuffle does not become a transposed convolution: the norm stands between.
 
-The outcome is a Plan again, of the same rows and two more kinds (``MOVES``), so that ``costs.count_plan`` counts it.
+The outcome is a Plan again, of the same rows and two more kinds, ``edges`` and ``beyond``, so that
+``costs.count_plan`` counts it; ``strips`` turns it into another one.
 B batch, C channels, H height, W width, s scale, k taps, p = k//2, N = H·W positions, m blocks of d = C/m channels.
 """
 
@@ -414,7 +415,7 @@ MOVES: dict[str, Callable[[Row, Tensor], Tensor]] = {
     "beyond": _beyond,
     "strip": lambda row, x: x.narrow(2, row.kernel * row.h_out, row.h_out).clone(),
 }
-"""Rows that only a deployed plan has, but for ``stack``; ``onenet_bench.plan.OPS`` has all others."""
+"""Rows of one input that only a deployed plan has; beside them stands ``stack``, of several."""
 
 ACTIONS: dict[str, Callable[[Row, list[Tensor]], Tensor]] = {
     "normalise": lambda row, x: (x[0] - MEAN) / DEVIATION,
