@@ -326,6 +326,13 @@ def markdown(facts: dict[str, Any]) -> str:
             most = share(net, task, facts["sides"][task], seconds, facts["limits"]["1"])["arithmetic"] ** -1
             verdict = f"{got:.2f}: {'reached' if got >= wanted else 'not reached'}; {most:.1f} at the processor's limit"
         lines.append(f"- {net}, {task}, {how}: at least {wanted:g} times faster: {verdict}")
+    for pair in pairs:
+        if (pair["net"], pair["threads"]) == (TARGETS[0][1], 1):
+            lines.append(
+                f"- {pair['net']}, {pair['task']}, as shipped: at most half of the peak memory beyond the process's "
+                f"own: {pair['peak_beyond']:.2f}: {'reached' if pair['peak_beyond'] <= 0.5 else 'not reached'}; "
+                f"{pair['peak']:.2f} of the whole process's"
+            )
     slower = [f"{net} ({task}, {got:.2f})" for (how, net, task), got in measured.items() if got < 1 and how[0] == "s"]
     lines += [f"- no net slower than its literal form: {', '.join(slower) or 'none is'}", "", "## Limits", ""]
     for threads, limit in facts["limits"].items():
