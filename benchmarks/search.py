@@ -68,6 +68,8 @@ MACHINE = Machine.here()
 Floats = npt.NDArray[np.float64]
 NOISE = 0.008
 """Of a told score, standard deviation."""
+LOST = 0.2
+"""The most that a training loses that fails."""
 SAMPLES = 64
 """Of a posterior, where gains are averages over some; half of what BoTorch takes by itself."""
 
@@ -123,13 +125,14 @@ class Table:
 
 def simulate(
     space: SearchSpace, *, landscape: int, names: Sequence[str] = (), rugged: float = 1.0, noise: float = NOISE,
-    seeds: int = 2,
+    failing: float = 0.0, seeds: int = 2,
 ) -> Table:  # fmt: skip
     """A table of ``space`` with a made-up score, drawn by ``landscape``.
 
     It saturates in the logarithms of MACs and parameters and in what a logit can see, each kind is worth something
     at each level, and so is each pair of kinds that follow each other (``rugged`` times as much as usual). Told
-    scores differ from it by ``noise`` (standard deviation), a number per net and seed. A training has one epoch.
+    scores differ from it by ``noise`` (standard deviation), a number per net and seed; a share of them, those
+    ``failing``, are up to LOST lower. A training has one epoch.
     """
     classes, resolution = 8, int(space.task["resolution"])
     screening = screen(space, resolution, classes=classes)
@@ -159,7 +162,9 @@ def simulate(
     macs, parameters = np.log(costs["macs"]), np.log(costs["parameters"])
     rise = [1 - np.exp(-(x - x.min() + 0.2) / (0.35 * (x.max() - x.min()))) for x in (macs, parameters)]
     true = np.clip(0.22 + 0.22 * rise[0] + 0.16 * rise[1] + tastes, 0.02, 0.95)
-    told = np.clip(true + np.random.default_rng([landscape, 23]).normal(0, noise, (seeds, len(true))), 0, 1)
+    by_seed = np.random.default_rng([landscape, 23])
+    told = true + by_seed.normal(0, noise, (seeds, len(true)))
+    told -= (by_seed.random(told.shape) < failing) * by_seed.uniform(0, LOST, told.shape)
     task = Task(
         data="synthetic", content="simulated", in_channels=3, class_names=tuple(map(str, range(classes))),
         resolution=resolution, train=1, validation=1, test=1,
@@ -170,7 +175,8 @@ def simulate(
             objectives=objectives(names) if names else space.objectives, budget=space.budget, sampler="random",
             seed=0, trials=1, fidelity="off",
         ),
-        rows={spec.digest(): i for i, spec in enumerate(specs)}, costs=costs, told=told[..., None], true=true,
+        rows={spec.digest(): i for i, spec in enumerate(specs)}, costs=costs, told=np.clip(told, 0, 1)[..., None],
+        true=true,
     )  # fmt: skip
 
 
@@ -307,6 +313,12 @@ class EveryCombination(FrontierSampler):
     canonical = False
 
 
+class NormalNoise(FrontierSampler):
+    """Without outliers: all told scores are taken to be as sure."""
+
+    outliers = False
+
+
 class Told(FrontierSampler):
     """Somebody who was told things about ``table``."""
 
@@ -401,6 +413,7 @@ CONTESTANTS = {
     "every": Contestant(
         "frontier, combinations not nets", _ours(EveryCombination), fidelity="auto", canonical=False, on="tabular"
     ),
+    "normal": Contestant("frontier, normal noise", _ours(NormalNoise), fidelity="auto"),
     "informed": Contestant(
         "frontier, told all scores beforehand",
         lambda search, table: _ours(partial(Informed, table=table))(search, table),
@@ -480,11 +493,13 @@ class Standing:
 
 
 class Question(NamedTuple):
-    """A table, and what is special about it: a simulated one's objectives and ruggedness, or a trained one's folder."""
+    """A table, and what is special about it: a simulated one's objectives, ruggedness and share of trainings that fail,
+    or a trained one's folder."""
 
     title: str
     names: tuple[str, ...] = ()
     rugged: float = 1.0
+    failing: float = 0.0
     folder: str = ""
 
     @property
@@ -496,7 +511,10 @@ class Question(NamedTuple):
 def make_table(question: Question) -> Table:
     if question.folder:
         return tabulated(Path(question.folder))
-    return simulate(spaces.load("hybrid"), landscape=LANDSCAPE, names=question.names, rugged=question.rugged)
+    return simulate(
+        spaces.load("hybrid"), landscape=LANDSCAPE, names=question.names, rugged=question.rugged,
+        failing=question.failing,
+    )  # fmt: skip
 
 
 def one(question: Question, contestant: str, seed: int, trials: int) -> tuple[Replay, list[float]]:
@@ -573,6 +591,7 @@ QUESTIONS = (
     Question(
         "three objectives, rugged: pairs of kinds matter three times as much", ("miou", "parameters", "macs"), 3.0
     ),
+    Question("three objectives, one training of seven fails", ("miou", "parameters", "macs"), failing=1 / 7),
     Question("two objectives", ("miou", "macs")),
     Question("four objectives", ("miou", "parameters", "macs", "peak_inference_mib")),
 )
@@ -629,6 +648,7 @@ SIMULATED = """\
 Nothing was trained here. The space is `hybrid` (block kinds level by level) with its exact costs. The score is made up
 (`simulate` in `benchmarks/search.py`): it saturates in MACs, parameters and receptive field, each kind is worth
 something at each level, and so is each pair that follows each other; what a trial is told has noise of {noise:g}.
+Trainings that fail lose up to {lost:g}, evenly spread.
 
 A made-up score is kinder than a real one. What this shows is that the sampler uses what it is given, not how much
 training it saves on images."""
@@ -638,8 +658,8 @@ Every net of `{space}` was trained, with {trained} seeds (`results/tabular/`). A
 the seeds scored, epoch by epoch; the true score of a net is the mean of its seeds at the end, the told one's among
 them. Columns are training spent, in nets' worth: epochs of all trials, stopped ones too, over the {epochs} of one
 whole training. With fidelity a search stops weak nets at rungs once an audit allows it; only nets trained to the end
-count. What frontier's surrogate sees of a net, and what it expects of scores before it has any, was chosen
-{chosen}.
+count. What frontier's surrogate sees of a net, what it expects of scores before it has any, and how it takes scores
+that are far too low, was chosen {chosen}.
 The first nets of frontier's searches are nearly the same whatever the seed, so that its quartiles do not show how lucky
 this start is; the row with a random start does.
 
@@ -650,7 +670,7 @@ its own nets alone, by hyperparameters that were fitted to all true scores: wher
 search lacks is no better expectation but more, or surer, scores."""
 
 
-SEEN = ("small", "medium", "small_long")
+SEEN = ("small", "medium", "small_long", "held_out")
 """Tables that were looked at when what frontier expects was chosen."""
 CHOSEN = {
     True: "with an eye on this table and others, and a glance at the simulated spaces: a little kind to it",
@@ -749,7 +769,7 @@ COLOURS = dict(
     zip(
         CONTESTANTS,
         ("#8c8c8c", "#56b4e9", "#0072b2", "#009e73", "#117733", "#999933", "#d55e00", "#000000", "#e69f00", "#cc79a7",
-         "#882255", "#44aa99", "#332288"),
+         "#882255", "#6699cc", "#44aa99", "#332288"),
         strict=True,
     )
 )  # fmt: skip
@@ -849,7 +869,7 @@ def main() -> None:
         }
         if kind == "simulated":
             proposals = [time_proposals(told, 40 if told <= 500 else 5) for told in (10, 50, 100, 200, 500, 1000, 2000)]
-            facts |= {"noise": NOISE, "landscape": LANDSCAPE, "proposals": proposals}
+            facts |= {"noise": NOISE, "lost": LOST, "landscape": LANDSCAPE, "proposals": proposals}
         stem = arguments.out / (arguments.name or f"search_{kind}")
         stem.with_suffix(".json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
         stem.with_suffix(".md").write_text(page(facts), encoding="utf-8")

@@ -107,6 +107,9 @@ class FrontierSampler(BaseSampler):
     canonical: bool = True
     """Whether combinations that make the same net are one candidate."""
 
+    outliers: bool = True
+    """Whether some scores are taken to be far too low, as those of a training that went wrong (see ``noise``)."""
+
     def __init__(
         self, space: SearchSpace, *, resolution: int, classes: int, in_channels: int = 3,
         objectives: Sequence[Objective] = (), budget: Sequence[Budget] | None = None, recipe: Recipe | None = None,
@@ -309,7 +312,7 @@ class FrontierSampler(BaseSampler):
         told, losses = self._told(past)
         pending = np.array([net.features for net in past.pending]).reshape(-1, told.shape[1])  # (p, d)
         return [
-            Surrogate(h, told, found.encoding.groups, loss, pending)
+            Surrogate(h, told, found.encoding.groups, loss, pending, outliers=self.outliers)
             for h, loss in zip(self._hyperparameters(found, past), losses.T, strict=True)
         ]
 

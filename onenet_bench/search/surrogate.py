@@ -1,8 +1,9 @@
 """A Gaussian process over the features of candidates: what is known of a score before it is trained.
 
-Matérn-5/2 with a length for every group of features (a choice's columns share one) and noise. The mean is constant, or
-linear in a few features, as scores rise with the logarithm of what a net computes; where it is not known in which ones,
-several means are believed in, each as far as it explains what was observed.
+Matérn-5/2 with a length for every group of features (a choice's columns share one) and noise, the same for all values
+or for each its own (``noise``). The mean is constant, or linear in a few features, as scores rise with the logarithm of
+what a net computes; where it is not known in which ones, several means are believed in, each as far as it explains what
+was observed.
 Hyperparameters maximise the marginal likelihood times weak priors (Rasmussen & Williams, 2006, chapter 5); the
 signal's variance has its closed form. numpy alone: hundreds of trials need no more.
 
@@ -14,11 +15,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from onenet_bench.search.noise import noises
 
 Floats = npt.NDArray[np.float64]
 Singles = npt.NDArray[np.float32]
@@ -244,38 +247,40 @@ def standardised(values: Floats) -> tuple[Floats, float, float]:
 class Surrogate:
     """The posterior, given ``values`` (n,) at ``features`` (n, d) and hyperparameters. ``pending`` (p, d) are
     candidates whose values are not known yet: they are taken to be as predicted, which makes their surroundings
-    surer and moves no mean (Ginsbourger et al., 2010, the kriging believer).
+    surer and moves no mean (Ginsbourger et al., 2010, the kriging believer). With ``outliers`` values are losses, and
+    some of them may be far too high (see ``noise``).
 
     It is exact up to BASIS observations. Of more, all are learnt from, through a basis of m of them (Snelson &
     Ghahramani, 2006; FITC in Quiñonero-Candela & Rasmussen, 2005), so that neither a prediction's time nor what
     ``Many`` keeps grows with n."""
 
     def __init__(
-        self, hyperparameters: Hyperparameters, features: Floats, groups: Ints, values: Floats, pending: Floats
-    ) -> None:
+        self, hyperparameters: Hyperparameters, features: Floats, groups: Ints, values: Floats, pending: Floats, *,
+        outliers: bool = False,
+    ) -> None:  # fmt: skip
         self._scales = 1 / hyperparameters.lengths[groups]  # (d,)
-        self._noise = hyperparameters.noise
         self._slopes, self._beliefs = hyperparameters.slopes, hyperparameters.beliefs
         rests = [standardised(values - features @ slopes) for slopes in self._slopes]
         y = np.stack([rest for rest, *_ in rests])  # (k, n)
         self._mean, self._deviation = (np.array([rest[i] for rest in rests])[:, None] for i in (1, 2))  # (k, 1)
-        n = len(values)
+        n, p = len(values), len(pending)
         told = features * self._scales  # (n, d)
         seen = np.concatenate([told, pending * self._scales])  # (n + p, d)
         rows = np.arange(n) if n <= BASIS else basis(told)
         self._points = np.concatenate([told[rows], seen[n:]])  # (m + p, d)
-        self._weights = np.zeros((len(y), len(self._points)))
-        if n <= BASIS:
-            covariance = matern(squared_distances(seen, seen))
-            covariance[np.diag_indices(len(covariance))] += self._noise
-            self._weights[:, :n] = np.linalg.solve(covariance[:n, :n], y.T).T
-            self._inverse = np.linalg.inv(covariance)
-            explained = (y * self._weights[:, :n]).sum(axis=1)  # (k,)
-        else:
-            self._weights[:, : len(rows)], explained, self._inverse = _projected(told[rows], told, self._noise, y)
-            if len(pending):
-                more = np.zeros((len(y), len(pending)))
-                *_, self._inverse = _projected(self._points, seen, self._noise, np.hstack([y, more]))
+        within = Within(told[rows], told, exact=n <= BASIS)
+        noise, one = np.full(n, hyperparameters.noise), hyperparameters.noise
+        if outliers:
+            solve = partial(within.solve, y)
+            noise, one = noises(solve, y, self._deviation[:, 0], self._beliefs, one, LEAST_NOISE)
+        self._noise = np.append(noise[rows], np.full(p, one))  # (m + p,)
+        at, explained, inverse = within.told(y, noise)
+        self._weights = np.hstack([at, np.zeros((len(y), p))])
+        if p:
+            every = np.append(noise, np.full(p, one))
+            more = Within(self._points, seen, exact=n <= BASIS)
+            *_, inverse = more.told(np.hstack([y, np.zeros((len(y), p))]), every)
+        self._inverse = inverse
         signals = (explained + 1) / (n + 1) * self._deviation[:, 0] ** 2
         self._signal = math.sqrt(float(self._beliefs @ signals))
 
@@ -302,17 +307,17 @@ class Surrogate:
         rows = np.vstack([self._weights, self._telling()])  # (k + SUMS, m + p)
         weights = rows.astype(np.float32)
         sums = np.zeros((len(rows), len(many)), dtype=np.float32)
-        alike = np.zeros(len(many), dtype=np.float32)
+        off = many.rounding(self._scales)
+        falls = np.zeros(len(many))
         for start in range(0, len(self._points), CHUNK):
             part = slice(start, start + CHUNK)
             kernel, most = many.kernel(self._scales, self._points[part])
             sums += weights[:, part] @ kernel
-            np.maximum(alike, most, out=alike)
-        off = many.rounding(self._scales)
+            alike = np.maximum(most.astype(np.float64) - off, 0)
+            np.maximum(falls, alike**2 / (1 + self._noise[part].max() + JITTER), out=falls)
         slack = off * np.abs(rows).sum(axis=1)[:, None]  # (k + SUMS, 1)
         least = sums[:k].astype(np.float64) - slack[:k]
         least = self._mean + many.lines(self._slopes) + self._deviation * least  # (k, q): at most 2 slacks below
-        falls = np.maximum(alike.astype(np.float64) - off, 0) ** 2 / (1 + self._noise + JITTER)
         together = np.zeros(len(many))
         for told, less in zip(sums[k:], slack[k:, 0], strict=True):
             together += np.maximum(np.abs(told.astype(np.float64)) - less, 0) ** 2
@@ -362,21 +367,44 @@ def _pivots(points: bytes, d: int) -> Ints:
     return rows
 
 
-def _projected(points: Floats, seen: Floats, noise: float, y: Floats) -> tuple[Floats, Floats, Floats]:
-    """Of a posterior in the basis ``points`` (m, d) that was told ``y`` (k, n) at ``seen`` (n, d): the weights (k, m)
-    of its means, the squared lengths (k,) of y by the inverse covariance, and the matrix (m, m) by which the variance
-    of a point falls, given its correlations with the basis. What the basis leaves unexplained of an observation is
-    noise.
-    """
-    own = matern(squared_distances(points, points))
-    own[np.diag_indices(len(own))] += JITTER
-    root = np.linalg.inv(np.linalg.cholesky(own))  # (m, m): root · own · rootᵀ = 1
-    reach = root @ matern(squared_distances(points, seen))  # (m, n)
-    every = noise + np.maximum(1 - (reach * reach).sum(axis=0), 0)  # (n,)
-    inner = np.linalg.inv(np.eye(len(points)) + (reach / every) @ reach.T)
-    at = (y / every) @ reach.T @ inner  # (k, m)
-    explained = ((y / every) * (y - at @ reach)).sum(axis=1)
-    return at @ root, explained, root.T @ (np.eye(len(points)) - inner) @ root
+class Within:
+    """What was ``seen`` (n, d), in the basis ``points`` (m, d): all of it, or where not ``exact`` a part, of which what
+    it leaves unexplained of an observation is noise."""
+
+    def __init__(self, points: Floats, seen: Floats, *, exact: bool) -> None:
+        self._exact, self._own = exact, matern(squared_distances(points, points))
+        if not exact:
+            self._own[np.diag_indices(len(points))] += JITTER
+            self._root = np.linalg.inv(np.linalg.cholesky(self._own))  # (m, m): root · own · rootᵀ = 1
+            self._reach = self._root @ matern(squared_distances(points, seen))  # (m, n)
+            self._unexplained = np.maximum(1 - (self._reach * self._reach).sum(axis=0), 0)  # (n,)
+
+    def told(self, y: Floats, noise: Floats) -> tuple[Floats, Floats, Floats]:
+        """Of a posterior that was told ``y`` (k, n) with ``noise`` (n,): the weights (k, m) of its means, the squared
+        lengths (k,) of y by the inverse covariance, and the matrix (m, m) by which the variance of a point falls, given
+        its correlations with the basis."""
+        if self._exact:
+            inverse = np.linalg.inv(self._own + np.diag(noise))
+            weights = y @ inverse
+            return weights, (y * weights).sum(axis=1), inverse
+        every, inner = self._inner(noise)
+        at = (y / every) @ self._reach.T @ inner  # (k, m)
+        explained = ((y / every) * (y - at @ self._reach)).sum(axis=1)
+        return at @ self._root, explained, self._root.T @ (np.eye(len(inner)) - inner) @ self._root
+
+    def solve(self, y: Floats, noise: Floats) -> tuple[Floats, Floats]:
+        """The inverse covariance's products (k, n) with ``y`` (k, n), and its diagonal (n,)."""
+        if self._exact:
+            inverse = np.linalg.inv(self._own + np.diag(noise))
+            return y @ inverse, np.diag(inverse)
+        every, inner = self._inner(noise)
+        reach = self._reach / every  # (m, n)
+        products = y / every - (y @ reach.T @ inner) @ reach
+        return products, 1 / every - np.einsum("in,in->n", reach, inner @ reach)
+
+    def _inner(self, noise: Floats) -> tuple[Floats, Floats]:
+        every = noise + self._unexplained  # (n,)
+        return every, np.linalg.inv(np.eye(len(self._reach)) + (self._reach / every) @ self._reach.T)
 
 
 class Many:

@@ -341,7 +341,7 @@ def test_the_proposal_gains_most_of_all(names: tuple[str, ...], monkeypatch: pyt
         means = [(along, 0.75), (along[:1], 0.25)]
         fits = [surrogate.fit(told, found.encoding.groups, y, expected=expected, means=means) for y in losses.T]
         models = [
-            surrogate.Surrogate(fitted, told, found.encoding.groups, y, pending)
+            surrogate.Surrogate(fitted, told, found.encoding.groups, y, pending, outliers=True)
             for fitted, y in zip(fits, losses.T, strict=True)
         ]
         seen = np.concatenate([told, pending])
