@@ -45,7 +45,7 @@ DENOMINATORS = (27, 9, 3)
 AUDITED = 9
 """Candidates that are trained in full before the audit; after one that fails, it is held again at twice as many."""
 
-AGREEMENT = 0.5
+AGREEMENT = 0.6
 """Kendall's tau that a rung needs, and every later one too, over all audited nets and over pairs of like cost: by its
 lower bound, for of nine nets' true tau little is known."""
 

@@ -264,13 +264,14 @@ def test_an_audit_finds_the_rung_from_which_on_scores_agree() -> None:
 
 def test_what_only_tells_large_nets_from_small_ones_is_not_trusted() -> None:
     found = audited(
-        lambda trial, epoch: 0.1 * (trial // 3) - 0.01 * trial, lambda trial: 0.1 * (trial // 3) + 0.01 * trial
+        lambda trial, epoch: 0.1 * (trial // 30) + 0.001 * (trial * 11 % 30),
+        lambda trial: 0.1 * (trial // 30) + 0.001 * (trial % 30),
+        number=90,
     )
     for row in found["rungs"]:
-        assert row["kendall"] == pytest.approx((27 - 9) / 36)
-        assert row["kendall"] >= fidelity.AGREEMENT
-        assert row["like_cost"] == -1
-        assert row["bands"] == [-1, -1, -1]
+        assert row["kendall_bound"] >= fidelity.AGREEMENT
+        assert abs(row["like_cost"]) < 0.2
+        assert row["bands"] == [row["like_cost"]] * 3
     assert found["first"] is None
 
 
@@ -282,7 +283,7 @@ def test_what_only_tells_nets_of_like_cost_apart_is_not_trusted() -> None:
     assert found["first"] is None
     assert found["reason"] == (
         "nobody is stopped: at epoch 9, kendall is -0.50 and like_cost is 1.00, where one is needed that is surely "
-        "above 0.5"
+        "above 0.6"
     )
 
 
@@ -316,7 +317,7 @@ def curves(seed: int, *, trust: bool) -> tuple[Any, Any, Any]:
     size, quality, depth = draws.uniform(0, 1, (3, 600))
     final = 0.3 + 0.25 * size**0.5 + 0.3 * quality
     share = np.arange(1, 28) / 27
-    grown = final[:, None] * (1 - np.exp(-5 * share)) + draws.normal(0, 0.02, (600, 27)) * (1 - share)
+    grown = final[:, None] * (1 - np.exp(-5 * share)) + draws.normal(0, 0.01, (600, 27)) * (1 - share)
     scores = grown if trust else draws.uniform(0, 0.5, (600, 27))
     scores[:, -1] = final
     return scores, 10 ** (4 + 2 * size), 10 ** (6 + 2 * size + 0.5 * depth)
