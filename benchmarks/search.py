@@ -658,8 +658,8 @@ Every net of `{space}` was trained, with {trained} seeds (`results/tabular/`). A
 the seeds scored, epoch by epoch; the true score of a net is the mean of its seeds at the end, the told one's among
 them. Columns are training spent, in nets' worth: epochs of all trials, stopped ones too, over the {epochs} of one
 whole training. With fidelity a search stops weak nets at rungs once an audit allows it; only nets trained to the end
-count. What frontier's surrogate sees of a net, what it expects of scores before it has any, and how it takes scores
-that are far too low, was chosen {chosen}.
+count. What frontier's surrogate sees of a net, what it expects of scores before it has any, how it takes scores that
+are far too low and how sure an audit must be was chosen {chosen}.
 The first nets of frontier's searches are nearly the same whatever the seed, so that its quartiles do not show how lucky
 this start is; the row with a random start does.
 
