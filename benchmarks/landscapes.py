@@ -3,7 +3,7 @@
     python benchmarks/landscapes.py                      # results/landscapes.md and .json, some minutes
     python benchmarks/landscapes.py --landscapes 1 --seeds 1 --out /tmp/look
 
-On one table a sampler can be lucky, above all in its first nets. Here tables are drawn (``simulate`` of search.py): the
+On one table a sampler can be lucky, in its first nets above all. Here tables are drawn (``simulate`` of search.py): the
 costs are those of three spaces, scores are made up anew for each landscape. Noise is normal, or small and now and then
 a training fails.
 """
@@ -74,7 +74,7 @@ def page(facts: dict[str, Any]) -> str:
             f"{facts['seeds']} searches by every sampler on each table. Told scores have normal noise of {normal:g}, "
             f"or of {failing:g} and one training of seven fails, by up to {LOST:g}. Figures are what is missing of the "
             f"true front's hypervolume, in percent, mean over {FROM} to {TO} nets trained. Behind them, how much "
-            "more it is than frontier's, over all tables, with the standard error of this mean, and on how many tables.",
+            "more it is than frontier's, over all tables, with the standard error of the mean, and on how many tables.",
             width=120,
         ), "",
         f"| sampler | {' | '.join(f'{s}, {n}' for s, n in itertools.product(SPACES, NOISES))} | more | on |",
@@ -87,11 +87,8 @@ def page(facts: dict[str, Any]) -> str:
         ]
         more = np.array([by_name[name] - by_name["frontier"] for by_name in found.values()])
         error = more.std(ddof=1) / math.sqrt(len(more))
-        cells += (
-            ["", ""]
-            if name == "frontier"
-            else [f"{more.mean():.2f} ± {error:.2f}", f"{(more > 0).sum()} of {len(more)}"]
-        )
+        beside = [f"{more.mean():.2f} ± {error:.2f}", f"{(more > 0).sum()} of {len(more)}"]
+        cells += ["", ""] if name == "frontier" else beside
         lines.append(f"| {CONTESTANTS[name].title.removesuffix(', no fidelity')} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
