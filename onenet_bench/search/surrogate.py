@@ -268,18 +268,18 @@ class Surrogate:
         seen = np.concatenate([told, pending * self._scales])  # (n + p, d)
         rows = np.arange(n) if n <= BASIS else basis(told)
         self._points = np.concatenate([told[rows], seen[n:]])  # (m + p, d)
-        within = Within(told[rows], told, exact=n <= BASIS)
+        covariance = Covariance(told[rows], told, exact=n <= BASIS)
         noise, one = np.full(n, hyperparameters.noise), hyperparameters.noise
         if outliers:
-            solve = partial(within.solve, y)
+            solve = partial(covariance.solve, y)
             noise, one = noises(solve, y, self._deviation[:, 0], self._beliefs, one, LEAST_NOISE)
         self._noise = np.append(noise[rows], np.full(p, one))  # (m + p,)
-        at, explained, inverse = within.told(y, noise)
+        at, explained, inverse = covariance.posterior(y, noise)
         self._weights = np.hstack([at, np.zeros((len(y), p))])
         if p:
             every = np.append(noise, np.full(p, one))
-            more = Within(self._points, seen, exact=n <= BASIS)
-            *_, inverse = more.told(np.hstack([y, np.zeros((len(y), p))]), every)
+            more = Covariance(self._points, seen, exact=n <= BASIS)
+            *_, inverse = more.posterior(np.hstack([y, np.zeros((len(y), p))]), every)
         self._inverse = inverse
         signals = (explained + 1) / (n + 1) * self._deviation[:, 0] ** 2
         self._signal = math.sqrt(float(self._beliefs @ signals))
@@ -367,9 +367,9 @@ def _pivots(points: bytes, d: int) -> Ints:
     return rows
 
 
-class Within:
-    """What was ``seen`` (n, d), in the basis ``points`` (m, d): all of it, or where not ``exact`` a part, of which what
-    it leaves unexplained of an observation is noise."""
+class Covariance:
+    """Of what was ``seen`` (n, d), in the basis ``points`` (m, d): all of it where ``exact``, else a part, and what
+    this leaves unexplained of an observation is noise."""
 
     def __init__(self, points: Floats, seen: Floats, *, exact: bool) -> None:
         self._exact, self._own = exact, matern(squared_distances(points, points))
@@ -379,8 +379,8 @@ class Within:
             self._reach = self._root @ matern(squared_distances(points, seen))  # (m, n)
             self._unexplained = np.maximum(1 - (self._reach * self._reach).sum(axis=0), 0)  # (n,)
 
-    def told(self, y: Floats, noise: Floats) -> tuple[Floats, Floats, Floats]:
-        """Of a posterior that was told ``y`` (k, n) with ``noise`` (n,): the weights (k, m) of its means, the squared
+    def posterior(self, y: Floats, noise: Floats) -> tuple[Floats, Floats, Floats]:
+        """Of the posterior that was told ``y`` (k, n) with ``noise`` (n,): the weights (k, m) of its means, the squared
         lengths (k,) of y by the inverse covariance, and the matrix (m, m) by which the variance of a point falls, given
         its correlations with the basis."""
         if self._exact:

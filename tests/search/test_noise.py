@@ -10,7 +10,7 @@ import pytest
 from onenet_bench.search import noise as noise_module
 from onenet_bench.search import surrogate
 from onenet_bench.search.noise import DEGREES, ODDS, SHARE, noises
-from onenet_bench.search.surrogate import LEAST_NOISE, Hyperparameters, Surrogate, Within, squared_distances
+from onenet_bench.search.surrogate import LEAST_NOISE, Covariance, Hyperparameters, Surrogate, squared_distances
 
 GROUPS = np.arange(2)
 NOISE = 0.1
@@ -141,9 +141,9 @@ def test_a_basis_of_all_observations_is_exact() -> None:
     features, losses = scored(30)
     y = np.stack([losses, losses**2])
     noise = np.random.default_rng(2).uniform(0.05, 3, 30)
-    exact, through = (Within(features, features, exact=exact) for exact in (True, False))
+    exact, through = (Covariance(features, features, exact=exact) for exact in (True, False))
     kernel = surrogate.matern(squared_distances(np.random.default_rng(1).random((9, 2)), features))
-    (got, got_explained, falls), (wanted, explained, by) = through.told(y, noise), exact.told(y, noise)
+    (got, got_explained, falls), (wanted, explained, by) = through.posterior(y, noise), exact.posterior(y, noise)
     np.testing.assert_allclose(kernel @ got.T, kernel @ wanted.T, rtol=1e-4)
     np.testing.assert_allclose(got_explained, explained, rtol=1e-4)
     np.testing.assert_allclose(kernel @ falls @ kernel.T, kernel @ by @ kernel.T, rtol=1e-4)
