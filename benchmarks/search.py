@@ -4,6 +4,7 @@
     python benchmarks/search.py --on tabular --seeds 3 --few 0 --out /tmp/look    # a look, a minute or two
     python benchmarks/search.py --on tabular --table results/tabular/small_long --name search_small_long
     python benchmarks/search.py --on tabular --table results/tabular/held_out --name search_held_out
+    python benchmarks/search.py --on tabular --table results/tabular/medium_long --name search_medium_long
 
 A Table holds every net of a space that fits a budget, with its exact costs and its scores. A replay runs the
 package's own search loop on it: trials look their score up, epoch by epoch, instead of being trained. There are tables
@@ -654,7 +655,7 @@ A made-up score is kinder than a real one. What this shows is that the sampler u
 training it saves on images."""
 
 TABULAR = """\
-Every net of `{space}` was trained, with {trained} seeds (`results/tabular/`). A replayed search looks up what one of
+Every net of `{space}` was trained, with {trained} seeds (`results/tabular/{folder}/`). A replayed search looks up what one of
 the seeds scored, epoch by epoch; the true score of a net is the mean of its seeds at the end, the told one's among
 them. Columns are training spent, in nets' worth: epochs of all trials, stopped ones too, over the {epochs} of one
 whole training. With fidelity a search stops weak nets at rungs once an audit allows it; only nets trained to the end
@@ -741,7 +742,7 @@ def simulated_page(facts: Mapping[str, Any]) -> str:
 def tabular_page(facts: Mapping[str, Any]) -> str:
     lines = first_words(facts, "Samplers on spaces of which every net was trained")
     for title, table in facts["tables"].items():
-        words = TABULAR.format(**table, chosen=CHOSEN[table["space"] in SEEN])
+        words = TABULAR.format(**table, folder=title, chosen=CHOSEN[title in SEEN])
         lines += [words, "", SHARES, *standings_table(title, table), "", *verdicts(table), ""]
     return "\n".join(lines)
 

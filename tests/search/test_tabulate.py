@@ -195,7 +195,7 @@ def test_a_net_that_cannot_be_trained_by_the_recipe_is_left_out() -> None:
     assert [row.choices for row in distinct(asked).values()] == [{"depth": 2}]
 
 
-@pytest.mark.parametrize("name", ["small", "small_long", "medium", "held_out"])
+@pytest.mark.parametrize("name", ["small", "small_long", "medium", "medium_long", "held_out"])
 def test_a_kept_table_is_that_of_its_space(name: str) -> None:
     """And of the costs that are counted today; its card is the one that is written today."""
     folder = Path(__file__).parents[2] / "results" / "tabular" / name
@@ -206,7 +206,8 @@ def test_a_kept_table_is_that_of_its_space(name: str) -> None:
     assert len(epochs) == tables.SHOWN
     assert epochs[-1] == str(found.question.recipe.epochs)
     asked = found.question
-    assert asked.space == space.load(name)
+    assert asked.space == space.load(asked.space.name)
+    assert name.startswith(asked.space.name)
     rows = distinct(asked)
     assert list(rows) == found.nets.index.tolist()
     for name in ("parameters", "macs", "peak_inference_mib"):
