@@ -655,8 +655,8 @@ A made-up score is kinder than a real one. What this shows is that the sampler u
 training it saves on images."""
 
 TABULAR = """\
-Every net of `{space}` was trained, with {trained} seeds (`results/tabular/{folder}/`). A replayed search looks up what one of
-the seeds scored, epoch by epoch; the true score of a net is the mean of its seeds at the end, the told one's among
+Every net in `results/tabular/{folder}/` was trained, with {trained} seeds. A replayed search looks up what one of the
+seeds scored, epoch by epoch; the true score of a net is the mean of its seeds at the end, the told one's among
 them. Columns are training spent, in nets' worth: epochs of all trials, stopped ones too, over the {epochs} of one
 whole training. With fidelity a search stops weak nets at rungs once an audit allows it; only nets trained to the end
 count. What frontier's surrogate sees of a net, what it expects of scores before it has any, how it takes scores that
