@@ -5,7 +5,8 @@ A run is a folder; its book is ``ledger.jsonl``, one JSON object per line and ev
 =========  ===============================================================================================
 run        first line: name, space, task, recipe, sampler, seed, objectives, budget, trials, provenance
 resume     the run goes on: provenance
-ask        a trial's number, its choices, what the sampler wants to keep
+ask        a trial's number, its choices, what the sampler keeps: ``attributes`` of the trial, and new ones of the
+           ``study``
 report     a trial's epoch: loss and scores so far; with ``stopped_at``, a rung, it is to stop there
 pause      the Record of a trial that was stopped so, as it is so far; the trial stays open
 promote    a paused trial goes on

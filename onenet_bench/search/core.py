@@ -9,7 +9,6 @@ promoted or the search ends. Only then is it told, as stopped.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -41,9 +40,6 @@ MOST_REJECTIONS = 300
 
 RETRIES = 2
 """How often a trial that was lost with its machine is asked for again."""
-
-PARTIAL = "partial"
-"""A user attribute of a trial in the study: its last ``epoch`` of ``epochs`` in all, and its scores there by name."""
 
 STATES = {
     Status.COMPLETE: TrialState.COMPLETE,
@@ -193,9 +189,12 @@ class Core:
         while (sampler := self._sampler()) is not None:
             number = self._proposed
             self._study.sampler = sampler
+            before = self._kept()
             choices = self.search.space.suggest(self._study.ask())
             attributes = self._study._storage.get_trial(self._identity(number)).system_attrs
-            self._ledger.append("ask", {"trial": number, "choices": choices, "attributes": attributes}, sync=False)
+            new = {name: value for name, value in self._kept().items() if before.get(name) != value}
+            asked = {"trial": number, "choices": choices, "attributes": attributes, **({"study": new} if new else {})}
+            self._ledger.append("ask", asked, sync=False)
             self._asked()
             if job := self._admit(number, choices):
                 return job
@@ -303,20 +302,12 @@ class Core:
                 decided = {"stopped_at": rung}
                 self._halving.stopped[trial] = rung
             self._ledger.append("report", {"trial": trial, **progress, **decided}, sync=False)
-            self._heard(trial, progress)
+            self._reported[trial].append(progress)
         return trial not in self._halving.stopped
 
     def _knows(self, trial: int, progress: Mapping[str, Any]) -> bool:
         reported = self._reported[trial]
         return bool(reported) and progress["epoch"] <= reported[-1]["epoch"]
-
-    def _heard(self, trial: int, progress: Mapping[str, Any]) -> None:
-        self._reported.setdefault(trial, []).append(progress)
-        done, whole = fidelity.length(self.search.recipe, progress)
-        partial = {name: progress[name] for name in SCORES if name in progress}
-        partial |= {"epoch": progress["epoch"], "epochs": math.ceil(progress["epoch"] * whole / done)}
-        storage = self._study._storage
-        storage.set_trial_user_attr(self._identity(trial), PARTIAL, partial)
 
     def tell(self, record: Record) -> None:
         """A trial has ended, or was stopped as it was told to. It is on the disk when this returns."""
@@ -426,13 +417,15 @@ class Core:
                     f"proposals are numbered in turn, but {trial} stands where {self._proposed} should; restore the "
                     "ledger from a copy"
                 )
+            for name, value in event.get("study", {}).items():
+                self._study._storage.set_study_system_attr(self._study._study_id, name, value)
             self._asked()
             untold[trial] = event["choices"]
         elif kind == "report":
             progress = {name: value for name, value in event.items() if name not in ("event", "trial", "stopped_at")}
             if trial not in self._reported or not self._knows(trial, progress):  # older versions wrote it twice
                 self._halving.reach(trial, progress)
-                self._heard(trial, progress)
+                self._reported.setdefault(trial, []).append(progress)
                 if "stopped_at" in event:  # as it was decided then, whatever would be now
                     self._halving.stopped[trial] = event["stopped_at"]
         elif kind == "retry":
@@ -463,6 +456,10 @@ class Core:
             self._seen[record.spec.digest()] = record.trial
         if record.costs is not None:
             self._halving.enter(record.trial, record.costs)
+
+    def _kept(self) -> dict[str, Any]:
+        """What samplers keep in the study: NSGA-II the parents of each generation."""
+        return dict(self._study._storage.get_study_system_attrs(self._study._study_id))
 
     def _identity(self, trial: int) -> int:
         return self._study._storage.get_trial_id_from_study_id_trial_number(self._study._study_id, trial)

@@ -21,7 +21,7 @@ from onenet_bench.recipe import Recipe
 from onenet_bench.record import SCHEMA, Machine, Record, Status
 from onenet_bench.report import tables
 from onenet_bench.search import fidelity, sweep
-from onenet_bench.search.core import PARTIAL, RETRIES, Core, Job, Search
+from onenet_bench.search.core import RETRIES, Core, Job, Search
 from onenet_bench.search.samplers import SAMPLERS
 from onenet_bench.search.trial import failed
 from onenet_bench.space import SearchSpace
@@ -397,11 +397,14 @@ def kinds(events: list[dict[str, Any]]) -> dict[str, int]:
 
 
 @pytest.mark.usefixtures("few_audited")
-@pytest.mark.parametrize(("sampler", "step"), [("random", 1), ("nsga2", 11), ("frontier", 11)])
+@pytest.mark.parametrize(
+    ("sampler", "trials", "seed", "step"),
+    [("random", 16, 0, 1), ("nsga2", 60, 5, 19), ("frontier", 16, 0, 11)],  # of generations of nsga2, several
+)
 def test_cut_at_any_event_a_search_goes_on_as_one_never_interrupted(
-    tmp_path: Path, sampler: str, step: int, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, sampler: str, trials: int, seed: int, step: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    wanted = halving(trials=16, sampler=sampler)
+    wanted = halving(trials=trials, sampler=sampler, seed=seed)
     book, core = begin(tmp_path / "whole", wanted)
     finish(Workers(core))
     book.close()
@@ -471,8 +474,6 @@ def test_a_stopped_trial_is_open_until_the_search_ends_and_never_complete(tmp_pa
     trial, record = next(iter(core._paused.items()))
     entry = core._study.trials[trial]
     assert entry.state.name == "RUNNING"
-    epochs = len(record.history)
-    assert entry.user_attrs[PARTIAL] == {"epoch": epochs, "epochs": EPOCHS, "miou": record.scores["miou"]}
     assert trial not in {r.trial for r in core.records}
     assert re.fullmatch(r"stopped at epoch \d: not among the best \d of \d that got there", record.reason)
     finish(workers)
