@@ -81,8 +81,8 @@ def sweep(
     trial_limit: Annotated[float | None, typer.Option(min=1, help="Seconds that a trial may take (no limit).")] = None,
     fidelity: Annotated[str, typer.Option(help="auto: stop weak trials early if that can be trusted; off.")] = "auto",
     stop_when_stalled: Annotated[
-        int, typer.Option(min=0, help="End when so many trained candidates have not moved the front (0: never).")
-    ] = 0,
+        int | None, typer.Option(min=0, help="End when so many trained candidates have not moved the front (0: never).")
+    ] = None,
     final: Annotated[
         int, typer.Option(min=0, help="Train the front and the baselines anew so many times, and score on test.")
     ] = 0,
@@ -111,9 +111,11 @@ def sweep(
     )  # fmt: skip
     carry_out, memory_mib = orders.make(), orders.memory_mib()
     if resume is not None:
-        only_with(context, "a resumed search", "resume", "trials", "json_", *SAID_AGAIN)
+        only_with(context, "a resumed search", "resume", "trials", "stop_when_stalled", "json_", *SAID_AGAIN)
         run = sweeps.find(resume, RUNS)
-        core = sweeps.resume(run, carry_out, trials=trials, memory_mib=memory_mib, final=final)
+        core = sweeps.resume(
+            run, carry_out, trials=trials, window=stop_when_stalled, memory_mib=memory_mib, final=final
+        )
     else:
         reached = spaces.load(space)
         recipe = read_recipe(reached.recipe, epochs, steps, batch, learning_rate, precision, seed)
@@ -130,7 +132,7 @@ def sweep(
             seed=seed,
             trials=20 if trials is None else trials,
             fidelity=fidelity,
-            window=stop_when_stalled,
+            window=stop_when_stalled or 0,
             latency=_latency(latency, task.resolution, device),
         )
         if warm_start is not None:

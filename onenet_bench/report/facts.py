@@ -302,7 +302,8 @@ def _fidelity(run: Run) -> dict[str, Any] | None:
     """What the audits of early scores found, and what stopping early saved; None where the run did not ask."""
     if run.head.get("fidelity", "off") == "off":
         return None
-    whole = run.recipe.epochs * (len(run.records) - run.count(Status.REJECTED)) if not run.recipe.steps else 0
+    begun = len(run.records) - run.count(Status.REJECTED) + len(run.under_way)
+    whole = run.recipe.epochs * begun if not run.recipe.steps else 0
     last = run.audits[-1] if run.audits else None
     said = f"After {len(last['trials'])} nets trained in full: {last['reason']}." if last else (
         "Too few nets were trained in full for an audit of their early scores, so nobody was stopped."

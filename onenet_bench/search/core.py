@@ -146,7 +146,7 @@ class Core:
         self._ledger = ledger
         self._machine, self._provenance = Machine.here(), provenance()
         self._memory = () if memory_mib is None else (Budget(cost="peak_training_mib", limit=memory_mib),)
-        self._sought = replace(search, budget=(*search.budget, *self._memory))  # what samplers are to hold
+        self.sought = replace(search, budget=(*search.budget, *self._memory))  # what every net is to hold
         self._proposed = 0
         self._idle = self._idle_before = 0  # rejections in a row
         self._spent, self._promoting = "", True  # why nothing new is proposed any more; whether stopped ones go on
@@ -161,7 +161,7 @@ class Core:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self._study = optuna.create_study(
             directions=["maximize" if o.maximise else "minimize" for o in search.objectives],
-            sampler=samplers.make(search.sampler, self._sought, 0),
+            sampler=samplers.make(search.sampler, self.sought, 0),
         )
         self._distributions = distributions(search.space)
         untold: dict[int, Mapping[str, Any]] = {}
@@ -208,7 +208,7 @@ class Core:
 
     def _sampler(self) -> BaseSampler | None:
         """What proposes the next candidate; None where there is to be none, and ``_spent`` says why."""
-        search, number = self._sought, self._proposed
+        search, number = self.sought, self._proposed
         if not self._spent and len(self._seen) >= search.trials:
             trained = len(self._seen)
             self._spent = f"{trained} candidate{'s were' if trained != 1 else ' was'} trained"

@@ -37,7 +37,7 @@ def contestants(core: Core) -> list[dict[str, Any]]:
         spec = by_trial[trial].spec
         assert spec is not None  # it was trained
         nets[spec.digest()] = {"name": f"trial {trial}", "trial": trial, "spec": spec.to_dict()}
-    for name, spec in baselines(core.search):
+    for name, spec in baselines(core.sought):
         nets.setdefault(spec.digest(), {"name": name, "trial": None, "spec": spec.to_dict()})
     return list(nets.values())
 

@@ -67,23 +67,22 @@ def start(
 
 
 def resume(
-    folder: Path, engine: Engine, *, trials: int | None, memory_mib: float | None = None, final: int = 0
+    folder: Path, engine: Engine, *, trials: int | None, window: int | None = None, memory_mib: float | None = None,
+    final: int = 0,
 ) -> Core:  # fmt: skip
-    """Go on with the run in ``folder``, to ``trials`` candidates where given. Trials in flight go on from their last
-    checkpoint."""
+    """Go on with the run in ``folder``, to ``trials`` candidates where given, and until its front has stood still for
+    ``window``. Trials in flight go on from their last checkpoint."""
     with Ledger(folder, create=False) as book:
         events = ledger.read_search(folder)
         with ledger.understood(folder):
             search = Search.from_dict(events[0])
-            for event in events:
-                if event["event"] == "resume" and event["trials"] is not None:
-                    search = replace(search, trials=event["trials"])
-        if trials is not None:
-            search = replace(search, trials=trials)
+        asked = {"trials": trials, "window": window}
+        for event in [*(event for event in events if event["event"] == "resume"), asked]:
+            search = replace(search, **{name: event[name] for name in asked if event.get(name) is not None})
         _keep(data.load(search.task).validation, search.task, folder)  # the same data must still be there
         with ledger.understood(folder):
             core = Core(book, events[1:], search, memory_mib=memory_mib)
-        book.append("resume", {"trials": trials, "provenance": provenance()})
+        book.append("resume", {**asked, "provenance": provenance()})
         return _carry_out(core, book, folder, engine, final)
 
 
@@ -102,7 +101,7 @@ def _keep(images: Samples, task: Task, folder: Path) -> None:
 def _carry_out(core: Core, book: Ledger, folder: Path, engine: Engine, final: int) -> Core:
     def stop_where_stalled() -> None:
         if core.search.window and (why := stalled(core.records, core.search.objectives, core.search.window)):
-            core.stop(why)
+            core.stop(f"{why} (--stop-when-stalled {core.search.window})")
 
     with Display(core) as display:
 

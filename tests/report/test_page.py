@@ -481,9 +481,15 @@ def test_the_last_audit_is_shown_with_its_numbers(make_run: MakeRun) -> None:
     later = {**audit, "trials": list(range(18)), "first": 1, "reason": "candidates may be stopped from epoch 4 on",
              "rungs": [rung("1/9", None, False), rung("1/3", 0.734, True)]}  # fmt: skip
     reports = [{"event": "report", "trial": t, "epoch": e} for t, e in [(0, 1), (0, 2), (1, 1), (0, 2)]]
-    facts = with_fidelity(make_run(), {**audit, "rungs": []}, later, {"event": "promote", "trial": 3}, *reports)
+    run = make_run()
+    told = read_run(run.path)
+    begun = [{"event": "ask", "trial": trial, "choices": {}, "attributes": {}} for trial in (900, 901)]
+    events = [{**audit, "rungs": []}, later, {"event": "promote", "trial": 3}, *begun, *reports]
+    facts = with_fidelity(run, *events)
     assert "After 18 nets trained in full: candidates may be stopped from epoch 4 on." in facts["words"]
-    assert "In all 3 epochs were trained" in facts["words"]
+    candidates = len(told.records) - told.count(Status.REJECTED) + len(begun)
+    whole = candidates * told.recipe.epochs
+    assert f"In all 3 epochs were trained, of {whole} that all of these candidates" in facts["words"]
     assert "1 that had been stopped went on later" in facts["words"]
     assert [row["kendall"] for row in facts["rows"]] == ["–", "0.73"]
     assert facts["rows"][1]["bands"] == "0.50 · – · 1.00"

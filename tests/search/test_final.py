@@ -168,13 +168,26 @@ def test_a_search_without_a_front_has_nobody_to_train(tmp_path: Path) -> None:
         assert final.train(core, tmp_path / "run", seeds=1, carry_out=lambda runs, folder: None) is None
 
 
-def test_a_search_that_stands_still_ends_and_stays_ended(tmp_path: Path) -> None:
+def test_baselines_take_no_more_memory_than_a_trial_may(tmp_path: Path) -> None:
+    run, limit = tmp_path / "run", 2.0
+    sweep.start(replace(search(), budget=()), run, pretend(), command="test", memory_mib=limit, final=1)
+    planned = [record for record in made(run) if not record.choices["net"].startswith("trial")]
+    assert planned
+    assert max(record.costs.peak_training_mib for record in planned if record.costs) <= limit
+
+
+def test_a_search_that_stands_still_ends_and_stays_ended_until_it_is_told_not_to(tmp_path: Path) -> None:
     asked = replace(search(trials=8), window=1)
     core = sweep.start(asked, tmp_path / "run", pretend(), command="test")
     assert "over the last 1 trained candidates" in core.ended
     assert len(core.records) < 8
-    again = sweep.resume(tmp_path / "run", pretend(), trials=None)
+    again = sweep.resume(tmp_path / "run", pretend(), trials=8)
     assert len(again.records) == len(core.records)
+    assert again.ended == core.ended
+
+    further = sweep.resume(tmp_path / "run", pretend(), trials=None, window=0)
+    assert len(further.records) == 8
+    assert "over the last" not in sweep.resume(tmp_path / "run", pretend(), trials=None).ended  # it remembers
 
 
 @pytest.mark.slow
