@@ -53,9 +53,10 @@ def has_begun(run: Path) -> bool:
 
 
 def read(run: Path) -> list[dict[str, Any]]:
-    """All events of the run in folder ``run``, upgraded to the present schema. A torn last line is left out.
+    """All events of the run in folder ``run``. A torn last line is left out.
 
-    Raises LedgerError where there is no ledger, or one that is damaged elsewhere than at its end.
+    Raises LedgerError where there is no ledger, one of a newer schema, or one that is damaged elsewhere than at its
+    end.
     """
     path = run / FILE
     try:

@@ -22,7 +22,7 @@ from onenet_bench.spec import NetSpec
 from onenet_bench.task import Task
 
 SCHEMA = 1
-"""Version of the stored rows; ``onenet_bench.ledger`` upgrades older ones step by step."""
+"""Version of the stored rows; newer ones are not read."""
 
 
 class Column(NamedTuple):

@@ -118,7 +118,7 @@ class SearchSpace:
                     f"an option is a finite number, a text, true, false or a list of these, but {name!r} of "
                     f"{self.name} offers {strange[0]!r}"
                 )
-            if not options or len({repr(o) for o in options}) < len(options):
+            if not options or any(o in options[:i] for i, o in enumerate(options)):
                 raise SpaceError(f"a choice offers distinct options, but {name!r} of {self.name} has {list(options)}")
         if unknown := sorted(set(self.net) - set(_ARGUMENTS)):
             raise SpaceError(f"{self.name}: {known('argument in [net]', unknown[0], _ARGUMENTS)}")

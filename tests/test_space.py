@@ -98,6 +98,10 @@ REFUSED = {
         {"net": {"width": "$width", "encoder": "$kind"}},
         "how deep and how wide nets are, but tiny lacks 'depth'",
     ),
+    "equal options": (
+        {"choices": {**MINIMAL["choices"], "width": [4, 4.0]}},
+        r"distinct options, but 'width' of tiny has \[4, 4\.0\]",
+    ),
     "no number": ({"choices": {**MINIMAL["choices"], "width": [4, float("nan")]}}, "a finite number.* offers nan"),
     "a date": (
         {"choices": {**MINIMAL["choices"], "width": [date(2026, 1, 1)]}},

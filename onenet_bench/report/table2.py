@@ -441,7 +441,7 @@ def build_table2(facts: Table2, command: str) -> str:
         notes={(net.net, name): number for number, (net, name, _) in enumerate(facts.differing, start=1)},
         headings=TRUE_HEADINGS,
         conventions={
-            COSTS[name].title: COSTS[name].convention.replace("on the recipe's batch", "on one image") for name in TRUE
+            COSTS[name].title: COSTS[name].convention.replace("on one batch", "on one image") for name in TRUE
         },
         source=SOURCE,
         side=RESOLUTION,

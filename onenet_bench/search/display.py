@@ -35,6 +35,7 @@ class Display:
             TextColumn("{task.fields[left]}"), console=self._console,
         )  # fmt: skip
         self._task = self._bar.add_task("", total=core.search.trials, completed=self._already, left="")
+        self._best = self._front()
         self._live = Live(console=self._console, transient=True, refresh_per_second=4, get_renderable=self._render)
 
     def __enter__(self) -> Display:
@@ -59,7 +60,9 @@ class Display:
             self._running.pop(event.record.trial, None)
             done = len(self._trained())
             self._bar.update(self._task, completed=done, left=self._left(done))
-            if not self._console.is_terminal:
+            if self._console.is_terminal:
+                self._best = self._front()
+            else:
                 self._console.print(self._line(event.record, done), markup=False, highlight=False, soft_wrap=True)
 
     @property
@@ -96,7 +99,7 @@ class Display:
         for record in self._core.records:
             counts[record.status] = counts.get(record.status, 0) + 1
         summary = Text("  ".join(f"{n} {status}" for status, n in counts.items()), style="dim")
-        return Group(self._bar, summary, running, self._front())
+        return Group(self._bar, summary, running, self._best)
 
     def _front(self) -> Table:
         table = Table(title="the front so far", title_justify="left", box=None, padding=(0, 2))

@@ -12,6 +12,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
+import numpy.typing as npt
 from optuna.distributions import BaseDistribution
 from optuna.exceptions import ExperimentalWarning
 from optuna.samplers import BaseSampler, NSGAIISampler, RandomSampler, TPESampler
@@ -48,7 +49,7 @@ class GridSampler(BaseSampler):
 
     def __init__(self, space: SearchSpace, seed: int) -> None:
         self._space = space
-        self._order = np.random.default_rng(seed).permutation(space.size)
+        self._order = _shuffled(space.size, seed)
 
     def ended(self, study: Study, number: int) -> str:
         return f"all {self._space.size} combinations were tried" if number >= self._space.size else ""
@@ -70,6 +71,11 @@ class GridSampler(BaseSampler):
         self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
     ) -> Any:
         raise SpaceError(f"a grid decides all choices together, but {param_name!r} was asked for alone")
+
+
+@lru_cache(maxsize=1)  # a sampler is made for every proposal
+def _shuffled(size: int, seed: int) -> npt.NDArray[np.int64]:
+    return np.random.default_rng(seed).permutation(size)
 
 
 class NSGAII(NSGAIISampler):

@@ -321,19 +321,19 @@ def card(found: Tabulated) -> str:
     """The data card, in Markdown: what the table holds, how it was made, and how far its numbers can be trusted."""
     asked, made = found.question, found.facts
     curves = found.curves(_score(asked))  # (n, seeds, epochs)
-    final = curves[:, :, -1]
-    trained = np.isfinite(final)
+    final = pd.DataFrame(curves[:, :, -1])  # (n, seeds)
+    trained = final.notna().to_numpy()
     last = found.scores[found.scores["epoch"] == asked.recipe.epochs]
     agreement = pd.DataFrame(curves.reshape(-1, curves.shape[2])).corr("kendall").iloc[-1]
     shown = range(asked.recipe.epochs, 0, -math.ceil(asked.recipe.epochs / SHOWN))[::-1]
-    means = np.nanmean(final, axis=1)
+    means = final.mean(axis=1)  # of the seeds that were trained; none, of a net that always failed
     values = {
-        o.name: np.nanmean(found.curves(o.name)[:, :, -1], axis=1) if o.is_score else found.nets[o.name].to_numpy()
+        o.name: pd.DataFrame(found.curves(o.name)[:, :, -1]).mean(axis=1) if o.is_score else found.nets[o.name]
         for o in asked.space.objectives
     }
     front = int(non_dominated(losses(values, asked.space.objectives)).sum())
-    between = pd.DataFrame(final).corr("kendall").to_numpy()[np.triu_indices(final.shape[1], 1)]
-    noise = math.sqrt(float(np.nanmean(np.nanvar(final, axis=1, ddof=1)))) if final.shape[1] > 1 else math.nan
+    between = final.corr("kendall").to_numpy()[np.triu_indices(final.shape[1], 1)]
+    noise = math.sqrt(final.var(axis=1).mean())
     seconds = [f"{last[name].median():.1f} ({last[name].quantile(0.05):.1f} to {last[name].quantile(0.95):.1f})"
                for name in ("cpu_seconds", "seconds")]  # fmt: skip
     busy = float(last["seconds"].sum() / last["cpu_seconds"].sum())

@@ -7,14 +7,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from onenet_bench import ledger
 from onenet_bench.errors import SpaceError
 from onenet_bench.record import Record, Status
-
-if TYPE_CHECKING:
-    from onenet_bench.search.core import Search
+from onenet_bench.search.core import Search
 
 
 def earlier(run: Path, search: Search) -> tuple[Record, ...]:
@@ -27,7 +25,7 @@ def earlier(run: Path, search: Search) -> tuple[Record, ...]:
         raise SpaceError(f"a warm start needs the sampler frontier, but got {search.sampler}; choose frontier")
     events = ledger.read_search(run)
     with ledger.understood(run):
-        theirs = _asked(events[0])
+        theirs = _asked(Search.from_dict(events[0]).to_dict())  # fields that it lacks had a default's value
         found = [*map(Record.from_dict, events[0].get("earlier", ())), *ledger.records(events)]
     for what, ours in _asked(search.to_dict()).items():
         if theirs[what] != ours:

@@ -19,6 +19,7 @@ from torch import Generator, Tensor, nn
 
 from onenet_bench.errors import RecipeError
 from onenet_bench.files import whole
+from onenet_bench.recipe import Recipe
 
 FILE = "state.safetensors"
 
@@ -88,7 +89,9 @@ def restore_state(state: State, path: Path) -> State:
     Raises RecipeError where the file is damaged, or belongs to another training; nothing is then changed.
     """
     header, tensors = _read(path)
-    for key, was, now in _differences(header["asked"], json.loads(json.dumps(state.asked))):
+    # Recipe fields that it lacks, being older, had a default's value.
+    began = {**header["asked"], "recipe": Recipe.from_dict(header["asked"]["recipe"]).to_dict()}
+    for key, was, now in _differences(began, json.loads(json.dumps(state.asked))):
         raise RecipeError(
             f"a training goes on as it began, but in {path.parent} {key} was {was!r} and is now {now!r}; "
             "take the old one, or another folder"

@@ -259,6 +259,7 @@ def test_the_page_shows_every_figure_and_marks_the_two() -> None:
     assert {"difference-1", "difference-2"} <= set(cells.ids)
     for quantity in QUANTITIES.values():
         assert quantity.title in html
+    assert "a step with AdamW on one image, weights included" in html
     assert html.startswith(
         "<!-- The OneNet paper's Table 2. To make it again: onenet-bench table2 --html page.html -->"
     )

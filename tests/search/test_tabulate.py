@@ -118,6 +118,23 @@ def test_a_failed_training_is_one_row_without_scores(tmp_path: Path) -> None:
     assert np.isnan(found.curves("miou")).all()
 
 
+def test_the_card_is_about_nets_that_could_be_trained(tmp_path: Path) -> None:
+    """Of the first every training fails."""
+    asked = question(0, 1, space=replace(SPACE, budget=()))
+    nets = distinct(asked)
+    tables._begin(asked, nets, tmp_path, "")
+    with (tmp_path / tables.SCORED).open("a") as book:
+        for i, row in enumerate(nets.values()):
+            for seed in asked.seeds:
+                record = evaluate(row.spec, asked.task, replace(RECIPE, seed=seed))
+                book.write(lines(record if i else replace(record, status=Status.FAILED), [0.1] * RECIPE.epochs))
+    found = read(tmp_path)
+    ends = found.curves("miou")[1:, :, -1].mean(axis=1)
+    card = tables.card(found)
+    assert f"lies between {ends.min():.3f} and {ends.max():.3f}, standard deviation" in " ".join(card.split())
+    assert "nan" not in card
+
+
 def test_another_question_is_not_mixed_in(tmp_path: Path) -> None:
     asked = question(0)
     tables._begin(asked, distinct(asked), tmp_path, "")

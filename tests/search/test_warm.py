@@ -54,6 +54,15 @@ def test_what_was_trained_is_known_and_not_proposed_again(old: Path, tmp_path: P
     assert {r.spec.digest() for r in core.records if r.spec} == affordable() - before
 
 
+def test_a_run_from_before_a_field_of_the_recipe_existed_is_known(old: Path) -> None:
+    path = old / ledger.FILE
+    head, *rest = path.read_text().splitlines(keepends=True)
+    values = json.loads(head)
+    del values["recipe"]["keep"], values["recipe"]["patience"]
+    path.write_text(json.dumps(values) + "\n" + "".join(rest))
+    assert len(earlier(old, searched(1000))) == 12
+
+
 def test_it_begins_where_the_other_ended(old: Path, tmp_path: Path) -> None:
     """With the proposal of a search that has trained the same nets itself."""
     book, core = begin(tmp_path / "new", warm(old))

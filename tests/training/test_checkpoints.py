@@ -151,6 +151,17 @@ def test_dying_while_the_state_is_written_leaves_the_one_before(
     assert sorted(os.listdir(tmp_path)) == ["state.safetensors"]
 
 
+def test_a_state_from_before_a_field_of_the_recipe_existed_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old = {name: value for name, value in RECIPE.to_dict().items() if name not in ("patience", "keep")}
+    with monkeypatch.context() as before:
+        before.setattr(Recipe, "to_dict", lambda recipe: old)
+        train(tiny(), RECIPE, tmp_path, stop_after=2)
+    assert read_asked(tmp_path)["recipe"] == old
+    assert train(tiny(), RECIPE, tmp_path)[1] == [2, 3, 4]  # the second was stopped before it was kept
+
+
 def test_another_trainings_state_raises_and_changes_nothing(tmp_path: Path) -> None:
     train(tiny(), RECIPE, tmp_path, stop_after=2)
     net = tiny(seed=1)
