@@ -9,10 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-from onenet_bench.errors import RecipeError
 from onenet_bench.memory import BYTES, IN_PLACE, peak_elements, training_peak_bytes
 from onenet_bench.plan import Plan, Row, plan
-from onenet_bench.recipe import Recipe
+from onenet_bench.recipe import Recipe, check_heads
 from onenet_bench.record import Costs
 from onenet_bench.spec import NetSpec
 
@@ -46,11 +45,8 @@ def count_plan(
     lowered: Plan, *, batch: int | None = None, precision: str = "float32", deep_supervision: bool = False
 ) -> Costs:
     """The costs of a net that is lowered already."""
-    if deep_supervision and len(lowered.heads) < 2:
-        raise RecipeError(
-            "deep supervision needs heads at two or more decoder levels, but the net has one; "
-            'give its spec heads = "all" and more levels, or leave deep supervision out'
-        )
+    if deep_supervision:
+        check_heads(len(lowered.heads))
     added = add_up(lowered.rows)
     peak = None if batch is None else training_peak_bytes(lowered, batch, precision, deep_supervision) / 2**20
     others = (lowered.rows[index] for index in lowered.heads if index != lowered.output)

@@ -111,6 +111,15 @@ class Recipe:
         return cls(**values)
 
 
+def check_heads(number: int) -> None:
+    """Raise RecipeError unless a net with so many heads can be supervised deeply."""
+    if number < 2:
+        raise RecipeError(
+            "deep supervision needs heads at two or more decoder levels, but the net has one; "
+            'give its spec heads = "all" and more levels, or leave deep supervision out'
+        )
+
+
 PAPER = Recipe(
     epochs=300,
     batch=32,

@@ -13,12 +13,12 @@ from typer.testing import CliRunner
 
 from onenet_bench import models, zoo
 from onenet_bench.cli import app
-from onenet_bench.errors import SpecError
-from onenet_bench.field import Box, Field, reach, receptive_field
+from onenet_bench.field import Field, receptive_field
 from onenet_bench.models import unet
 from onenet_bench.models.layers import SpatialConv
 from onenet_bench.plan import Row, plan
 from onenet_bench.spec import NetSpec, StageSpec, StemSpec
+from tests.reach import Box, reach
 from tests.specs import specs
 
 
@@ -192,13 +192,6 @@ def test_a_line_goes_on_in_the_next_one() -> None:
     assert inside.width < side
     assert at_the_edge.height > 8  # the pixels before the first of a line are the last of the line before
     assert at_the_edge.width == side
-
-
-def test_a_pixel_outside_is_refused() -> None:
-    lowered = plan(SMALL["unet"], (3, 16, 16))
-    for pixel in ((16, 0), (0, 16), (-1, 0)):
-        with pytest.raises(SpecError, match=r"lies within 16 x 16, but got \("):
-            reach(lowered, *pixel)
 
 
 def test_the_nets_of_the_zoo() -> None:

@@ -194,7 +194,7 @@ def reproduction_facts(run: Path) -> Reproduction:
             }
             wanted_seeds = sorted(seed for d, m, seed in asked if (d, m) == (data, method))
             marks = []
-            for sentence in _of_cell(table, method, data, settings, [one.record for one in of_cell.values()]):
+            for sentence in _of_cell(table, method, data, [one.record for one in of_cell.values()]):
                 deviation = Deviation(sentence=sentence, everywhere=False)
                 if deviation not in deviations:
                     deviations.append(deviation)
@@ -262,9 +262,7 @@ def _everywhere(settings: Mapping[str, Any]) -> Iterable[str]:
         yield f"nets begin with {settings['width']} channels, and with {WIDTH} in the paper"
 
 
-def _of_cell(
-    table: PublishedTable, method: str, data: str, settings: Mapping[str, Any], records: list[Record]
-) -> Iterable[str]:
+def _of_cell(table: PublishedTable, method: str, data: str, records: list[Record]) -> Iterable[str]:
     """How a cell differs from the paper's, a sentence each."""
     if table.rows[method].pretrained and not any("weights" in record.provenance for record in records):
         yield f"{table.rows[method].label} starts from scratch, and from ImageNet weights in the paper"

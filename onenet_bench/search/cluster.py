@@ -72,7 +72,6 @@ class Cluster:
     address: str | None = None
     cpus: float | None = None
     gpus: float | None = None
-    dashboard: bool = False
 
     def __post_init__(self) -> None:
         if self.address is not None and "://" in self.address and not self.is_door:
@@ -121,7 +120,7 @@ def run(
     cpus = wanted * takes["CPU"]
     with (
         connection.scratch() as scratch, trial.environment(connection.QUIET),
-        connection.to(cluster.address, cpus=cpus, variables=variables, folder=scratch, dashboard=cluster.dashboard),
+        connection.to(cluster.address, cpus=cpus, variables=variables, folder=scratch),
     ):  # fmt: skip
         most = connection.capacity(takes)
         driver = _Driver(

@@ -40,9 +40,7 @@ def scratch() -> Iterator[Path]:
 
 
 @contextmanager
-def to(
-    address: str | None, *, cpus: float, variables: Mapping[str, str], folder: Path, dashboard: bool = False
-) -> Iterator[None]:
+def to(address: str | None, *, cpus: float, variables: Mapping[str, str], folder: Path) -> Iterator[None]:
     """Ray until the block ends: found at ``address``, or started with so many ``cpus`` where that is None, its files
     in ``folder``.
 
@@ -58,7 +56,7 @@ def to(
         asked: dict[str, Any] = {"address": address}
         if own:
             asked = {
-                "address": "local", "num_cpus": max(1, math.ceil(cpus)), "include_dashboard": dashboard,
+                "address": "local", "num_cpus": max(1, math.ceil(cpus)), "include_dashboard": False,
                 "_temp_dir": str(folder),
             }  # fmt: skip
         asked |= {"log_to_driver": False, "configure_logging": False, "runtime_env": {"env_vars": dict(variables)}}

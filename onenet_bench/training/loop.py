@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from onenet_bench.errors import DataError, RecipeError
-from onenet_bench.recipe import Recipe
+from onenet_bench.recipe import Recipe, check_heads
 from onenet_bench.training import augment
 from onenet_bench.training.checkpoints import Checkpointing, State, restore_state, save_state
 from onenet_bench.training.feed import Feed, tensor_of
@@ -79,7 +79,7 @@ class Trained:
 
     ``scores`` are the validation scores of the net's weights, which are those of epoch ``kept``. ``stopped``
     says that ``on_epoch`` ended the training before its length; the recipe's patience does not count as that.
-    ``seconds`` covers all, ``images_per_second`` the training passes without validation.
+    ``seconds`` covers all of it.
     """
 
     scores: SplitScores
@@ -87,7 +87,6 @@ class Trained:
     history: tuple[Progress, ...]
     stopped: bool
     seconds: float
-    images_per_second: float
 
 
 def _constant(step: int, steps: int, epoch: int) -> float:
@@ -191,8 +190,7 @@ def fit(
     draws = torch.Generator().manual_seed(recipe.seed)
 
     history: list[Progress] = []
-    step = seen = 0
-    training_seconds = 0.0
+    step = 0
     best: dict[str, Tensor] = {}  # weights, where recipe.keep asks for the best
 
     state = State(net=net, optimiser=optimiser, draws=draws, asked={
@@ -203,18 +201,17 @@ def fit(
     if checkpoints and checkpoints.path.exists():
         state = restore_state(state, checkpoints.path)
         history = [Progress(**progress) for progress in state.facts["history"]]
-        step, seen, training_seconds = (state.facts[key] for key in ("step", "seen", "training_seconds"))
+        step = state.facts["step"]
         best = state.best
         began -= state.facts["seconds"]
     elif checkpoints and not checkpoints.seconds:
-        save_state(replace(state, facts=_facts(history, step, seen, training_seconds, began)), checkpoints.path)
+        save_state(replace(state, facts=_facts(history, step, began)), checkpoints.path)
 
     written = time.perf_counter() if checkpoints else 0.0
     going_on = not history or on_epoch is None or on_epoch(history[-1]) is not False
     while going_on and step < steps and not _exhausted(history, recipe):
         epoch = len(history)
         losses: list[Tensor] = []
-        pass_began = time.perf_counter()
         mark("pass")
         net.train()
         order = torch.randperm(number, generator=draws)  # (N,)
@@ -241,10 +238,8 @@ def fit(
             mark("optimiser")
             losses.append(loss.detach())
             step += 1
-            seen += len(chosen)
 
         values: list[float] = torch.stack(losses).tolist()  # waits for the device, once a pass
-        training_seconds += time.perf_counter() - pass_began
         for at, value in enumerate(values, start=step - len(values) + 1):
             _check_finite(value, f"at step {at} of {steps}", recipe)
 
@@ -272,7 +267,7 @@ def fit(
         last = step == steps or _exhausted(history, recipe) or not going_on
         is_due = checkpoints and (last or (epoch + 1) % checkpoints.every == 0)
         if checkpoints and is_due and (not going_on or time.perf_counter() - written >= checkpoints.seconds):
-            facts = _facts(history, step, seen, training_seconds, began)
+            facts = _facts(history, step, began)
             save_state(replace(state, best=best, facts=facts), checkpoints.path)
             written = time.perf_counter()
 
@@ -286,7 +281,6 @@ def fit(
         history=tuple(history),
         stopped=step < steps and not _exhausted(history, recipe),
         seconds=time.perf_counter() - began,
-        images_per_second=seen / training_seconds,
     )
 
 
@@ -294,22 +288,16 @@ def _heads(net: nn.Module, recipe: Recipe) -> Callable[[Tensor], tuple[Tensor, .
     """What the loss is taken of, given images: the logits of all heads under deep supervision, else the net's own."""
     if not recipe.deep_supervision:
         return lambda images: (net(images),)
-    if len(getattr(net, "heads", ())) < 2:
-        raise RecipeError(
-            "deep supervision needs heads at two or more decoder levels, but the net has one; "
-            'give its spec heads = "all" and more levels, or leave deep supervision out'
-        )
+    check_heads(len(getattr(net, "heads", ())))
     all_heads: Callable[[Tensor], tuple[Tensor, ...]] = net.all_heads  # type: ignore[assignment]
     return all_heads
 
 
-def _facts(history: list[Progress], step: int, seen: int, training_seconds: float, began: float) -> dict[str, Any]:
+def _facts(history: list[Progress], step: int, began: float) -> dict[str, Any]:
     """What a state says beside its tensors."""
     return {
         "history": [asdict(progress) for progress in history],
         "step": step,
-        "seen": seen,
-        "training_seconds": training_seconds,
         "seconds": time.perf_counter() - began,
     }
 
