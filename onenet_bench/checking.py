@@ -131,7 +131,10 @@ def renderer(form: str) -> Callable[[CheckFacts], str]:
 
 
 def write(path: Path, text: str) -> None:
-    """Write a rendered check to ``path``. Raises BudgetError where that cannot be done."""
+    """Write a rendered check to ``path``. Raises BudgetError where that cannot be done, or where the file is named as
+    budgets, locks and specs are."""
+    if path.suffix in (".toml", ".lock"):
+        raise BudgetError(f"--out must not replace budgets, a lock or a spec, but got {path}; name it {path.stem}.txt")
     try:
         path.write_text(text + "\n", encoding="utf-8")
     except OSError as error:

@@ -195,13 +195,15 @@ def export(
     except OSError as error:
         raise OnenetBenchError(f"an export's folder must be writable, but {folder} is not: {error.strerror}") from error
     path = folder / f"{source.name}{'-naive' if naive else ''}{FORMATS[to].suffix}"
-    FORMATS[to].write(graph.in_strips(shape) if cut else graph, path, shape)
-    run = FORMATS[to].read(path)
-    check = _compare(source.net, run, shape, samples)
-    if not check["difference"] <= check["allowed"]:  # which may be no number
-        path.unlink()
-        path.with_name(f"{path.name}.json").unlink(missing_ok=True)  # of a file that stood here before
-        return [Exported(path=path, difference=check["difference"], allowed=check["allowed"], card={})]
+    _check_replaced(path, spec)
+    with TemporaryDirectory(dir=folder, prefix=".") as place:
+        draft = Path(place) / path.name
+        FORMATS[to].write(graph.in_strips(shape) if cut else graph, draft, shape)
+        run = FORMATS[to].read(draft)
+        check = _compare(source.net, run, shape, samples)
+        if not check["difference"] <= check["allowed"]:  # which may be no number
+            return [Exported(path=path, difference=check["difference"], allowed=check["allowed"], card={})]
+        draft.replace(path)
     facts = {**_facts(source, shape, form, cut), "format": to, "check": check}
     if to == "onnx":
         facts["opset"] = onnx.OPSET
@@ -225,6 +227,16 @@ def export(
         facts |= {**_facts(source, shape, form, cut=False), "form": f"{form}, int8", "int8": quantised}
         done.append(_carded(smaller, {name: facts[name] for name in facts if name != "check"}, None))
     return done
+
+
+def _check_replaced(path: Path, spec: NetSpec) -> None:
+    """Raise OnenetBenchError where an export of another net stands at ``path``, as its card says."""
+    try:
+        other = json.loads(path.with_name(f"{path.name}.json").read_bytes())["digest"] != spec.digest()
+    except (OSError, ValueError, TypeError, KeyError):
+        return
+    if other:
+        raise OnenetBenchError(f"an export replaces none of another net, but {path} is one; name another --out")
 
 
 def _unit(images: Any) -> Tensor:

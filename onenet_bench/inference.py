@@ -302,8 +302,8 @@ def jobs(sources: Sequence[Path], out: Path, *, overwrite: bool = False) -> list
     """What ``sources``, files and folders of files, become in ``out``, whose folders are made.
 
     Raises:
-        DataError: a folder holds no image; two files share a stem; or one would be overwritten that is a source, or
-            that is there already and ``overwrite`` was not said.
+        DataError: a folder holds no image; two files share a stem; or one would be overwritten that is a source, no
+            earlier prediction (which have overlays), or that is there already and ``overwrite`` was not said.
         OnenetBenchError: ``out`` cannot be written.
     """
     files = list({path.resolve(): path for source in sources for path in _files(source)}.values())
@@ -324,6 +324,12 @@ def jobs(sources: Sequence[Path], out: Path, *, overwrite: bool = False) -> list
         if path.exists() and not overwrite:
             raise DataError(f"a prediction replaces nothing, but {path} is there already; name another --out, "
                             "or say --overwrite")  # fmt: skip
+    for job in planned.values():
+        if job.mask.exists() and not job.overlay.exists():
+            raise DataError(
+                f"only earlier predictions are replaced, and they have overlays, but {job.mask} has none; "
+                "name another --out"
+            )
     for made in ("masks", "overlays"):
         try:
             (out / made).mkdir(parents=True, exist_ok=True)

@@ -17,7 +17,7 @@ end        why the run ended
 =========  ===============================================================================================
 
 A told trial is on the disk before anything else happens: every append is one write, and all but ask, report,
-promote and the rejections are followed by an fsync. A last line that a crash has torn is dropped on the next opening.
+promote and the rejections are followed by an fsync. A last line that a crash has torn is dropped before the next event.
 """
 
 from __future__ import annotations
@@ -39,6 +39,8 @@ from onenet_bench.record import COSTS, SCHEMA, SCORES, Record, Status
 FILE = "ledger.jsonl"
 FINAL = "final"
 """Folder in a run's in which its final trainings are: a run of their own, with a ledger of its own."""
+START = b'{"event":"run"'
+"""What a ledger begins with."""
 EVENTS = ("run", "resume", "ask", "report", "pause", "promote", "retry", "audit", "tell", "end")
 
 
@@ -172,6 +174,8 @@ class Ledger:
     The lock is the operating system's and dies with its owner.
     """
 
+    _whole = False  # whether its last line is known to be
+
     def __init__(self, run: Path, *, create: bool) -> None:
         self.run = run
         path = run / FILE
@@ -191,10 +195,10 @@ class Ledger:
             raise LedgerError(
                 f"a run belongs to one process at a time, but another one holds {run}; wait for it"
             ) from error
-        self._mend()
 
     def _mend(self) -> None:
-        """Drop a torn last line, so that the next event does not continue it."""
+        """Drop a torn last line, so that the next event does not continue it. Raises LedgerError where the only line
+        does not begin as a ledger does."""
         size = os.fstat(self._file).st_size
         at, tail = size, b""
         while at > 0 and b"\n" not in tail:
@@ -204,6 +208,8 @@ class Ledger:
         torn = tail[end + 1 :]
         if not torn:
             return
+        if at + end < 0 and (b"\r" in torn or not START.startswith(torn.replace(b" ", b"")[: len(START)])):
+            raise LedgerError(f"a ledger begins with its run, but {self.run / FILE} does not; take another folder")
         try:
             json.loads(torn)
         except ValueError:
@@ -220,6 +226,9 @@ class Ledger:
         """
         line = json.dumps({"event": event, **values}, allow_nan=False, separators=(",", ":")).encode() + b"\n"
         try:
+            if not self._whole:
+                self._mend()
+                self._whole = True
             while line:
                 line = line[os.write(self._file, line) :]
             if sync:

@@ -102,7 +102,8 @@ def check_resolution(spec: NetSpec, height: int, width: int) -> None:
     step = spec.total_scale
     for side, size in (("height", height), ("width", width)):
         if size < step or size % step:
-            below, above = size // step * step, (size // step + 1) * step
+            below = max(0, size // step * step)
+            above = below + step
             way_out = f"use {above}" if below < step else f"use {below} or {above}"
             raise SpecError(
                 f"the {side} must be a multiple of {step}, the product of all scales, but got {size}; {way_out}"

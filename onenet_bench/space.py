@@ -212,7 +212,10 @@ class SearchSpace:
             values = tomllib.loads(path.read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
             raise SpaceError(f"a space is a readable TOML file, but {path} is not: {error}") from error
-        return cls.from_dict(values)
+        space = cls.from_dict(values)
+        if "seed" in values.get("recipe", {}):
+            raise SpaceError(f"a search's seed is that of --seed, but [recipe] of {space.name} has one; leave it out")
+        return space
 
 
 _ARGUMENTS = [name for name in signature(compose).parameters if name not in ("classes", "in_channels")]

@@ -392,6 +392,10 @@ def test_a_missing_budgets_file_format_or_folder_is_one_sentence(project: Path, 
     one_sentence(run(project, "--format", "html", "--update"), "unknown format 'html'", "junit")
     assert budget.lock_path(project).read_bytes() == old
     one_sentence(run(project, "--out", tmp_path / "no" / "where"), "--out", "No such file")
+    before = project.read_bytes()
+    for mine in (project, budget.lock_path(project), project.parent / "edge.toml"):
+        one_sentence(run(project, "--out", mine), "--out must not replace budgets, a lock or a spec", mine.name)
+    assert (project.read_bytes(), budget.lock_path(project).read_bytes()) == (before, old)
 
 
 # Modules of other projects ------------------------------------------------------------------------------

@@ -114,7 +114,7 @@ def test_a_file_whose_later_logits_are_no_numbers_is_not_accepted(checkpoint: Pa
 
 
 @pytest.mark.parametrize("logit", [9.0, float("nan")])
-def test_a_file_that_differs_is_not_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, logit: float) -> None:
+def test_a_file_that_differs_takes_no_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, logit: float) -> None:
     monkeypatch.setitem(
         deployment.FORMATS, "onnx",
         deployment.Format(suffix=".onnx", write=lambda _net, path, _shape: path.write_bytes(b""),
@@ -122,11 +122,29 @@ def test_a_file_that_differs_is_not_left(tmp_path: Path, monkeypatch: pytest.Mon
     )  # fmt: skip
     out = tmp_path / "out"
     out.mkdir()
-    (out / "onenet_e_4.onnx.json").write_text("{}")  # of an earlier export
+    (out / "onenet_e_4.onnx.json").write_text("{}")  # an earlier export
+    (out / "onenet_e_4.onnx").write_text("a net")
     done = CliRunner().invoke(app, ["export", "onenet_e_4", "--resolution", "16", "--out", str(out)])
     assert done.exit_code == 1
     assert "logits must not differ by more than" in done.output
-    assert not list(out.iterdir())
+    assert {path.name: path.read_text() for path in out.iterdir()} == {
+        "onenet_e_4.onnx": "a net", "onenet_e_4.onnx.json": "{}",
+    }  # fmt: skip
+
+
+def test_an_export_of_another_net_is_not_replaced(tmp_path: Path) -> None:
+    spec, command = tmp_path / "net.toml", ["export", str(tmp_path / "net.toml"), "--resolution", "16"]
+    command += ["--to", "torch-export", "--out", str(tmp_path / "out")]
+    text = 'classes = 3\n[stem]\nkind = "conv2d"\nchannels = {}\n[[encoder]]\nkind = "conv2d"\nchannels = 4\n'
+    text += '[[decoder]]\nkind = "conv2d"\nchannels = 2\n'
+    spec.write_text(text.format(2))
+    assert CliRunner().invoke(app, command).exit_code == 0
+    assert CliRunner().invoke(app, command).exit_code == 0  # the same again
+    before = (tmp_path / "out" / "net.pt2").read_bytes()
+    spec.write_text(text.format(3))
+    done = CliRunner().invoke(app, command)
+    assert "an export replaces none of another net" in str(done.exception or done.output)
+    assert (tmp_path / "out" / "net.pt2").read_bytes() == before
 
 
 def test_torch_export_runs_again_and_a_net_without_weights_says_so(tmp_path: Path) -> None:

@@ -127,6 +127,26 @@ def test_a_run_that_died_with_its_first_line_is_begun_anew(tmp_path: Path, torn:
     assert ledger.read(tmp_path)[0]["event"] == "run"
 
 
+@pytest.mark.parametrize("content", ["no ledger, and no newline", '{"event":"run"}\rsaved by another system\r'])
+def test_what_is_no_ledger_is_refused_as_it_is(tmp_path: Path, content: str) -> None:
+    path = tmp_path / ledger.FILE
+    path.write_text(content, newline="")
+    with Ledger(tmp_path, create=False), pytest.raises(LedgerError, match="does not; start the sweep anew"):
+        ledger.read(tmp_path)
+    with Ledger(tmp_path, create=True) as file, pytest.raises(LedgerError, match="does not; take another folder"):
+        file.append("run", {})
+    assert path.read_bytes() == content.encode()
+
+
+def test_a_ledger_that_is_refused_keeps_its_torn_tail(tmp_path: Path) -> None:
+    path = tmp_path / ledger.FILE
+    content = b'{"event":"run","schema":1}\nnot JSON\n{"event":"te'
+    path.write_bytes(content)
+    with Ledger(tmp_path, create=False), pytest.raises(LedgerError, match="line 2"):
+        ledger.read(tmp_path)
+    assert path.read_bytes() == content
+
+
 HOLD = """
 import sys, time
 from pathlib import Path

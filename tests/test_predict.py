@@ -420,6 +420,9 @@ def test_nothing_is_overwritten_unasked(tmp_path: Path) -> None:
     job.mask.write_text("of a")
     with pytest.raises(DataError, match=r"out/masks/x.png is there already"):
         inference.jobs([second], tmp_path / "out")
+    with pytest.raises(DataError, match=r"they have overlays, but .*out/masks/x.png has none; name another"):
+        inference.jobs([second], tmp_path / "out", overwrite=True)  # somebody's labels
+    job.overlay.touch()
     assert inference.jobs([second], tmp_path / "out", overwrite=True) == [(second, job.mask, job.overlay)]
     with pytest.raises(DataError, match=r"masks/x.png is both"):
         inference.jobs([job.mask], tmp_path / "out", overwrite=True)
@@ -556,7 +559,10 @@ def test_the_commands(scored_task: Task, tmp_path: Path, call: Call, monkeypatch
 
 WRONG = {
     "no checkpoint": (["predict", "none.safetensors", "a.npy", "--out", "out"], "none.safetensors is not"),
-    "no weights": (["evaluate", "a.npy"], "a checkpoint is a safetensors file written by onenet-bench, but a.npy"),
+    "no weights": (
+        ["evaluate", "a.npy"],
+        "a checkpoint is a safetensors file written by onenet-bench, such as .*, but a.npy",
+    ),
     "unwritable": (["predict", "net.safetensors", "a.npy", "--out", "/proc/out"], "writable, but /proc/out is not"),
     "no data": (["evaluate", "net.safetensors", "--data", "folder:none"], "there is no folder .*none/images"),
     "white": (["predict", "net.safetensors", "a.npy", "--out", "out", "--white", "0"], "but got 0"),
@@ -583,7 +589,7 @@ def test_wrong_input_is_one_sentence_and_leaves_nothing(
 def test_a_checkpoint_whose_net_is_none_is_refused(spec: str, tmp_path: Path) -> None:
     path = tmp_path / "odd.safetensors"
     save_file({"weight": torch.zeros(1)}, path, {"spec": spec, "facts": "{}"})
-    with pytest.raises(SpecError, match=r"written by onenet-bench, but .*odd.safetensors is not"):
+    with pytest.raises(SpecError, match=r"written by onenet-bench, such as .*, but .*odd.safetensors is not"):
         models.load_checkpoint(path)
 
 

@@ -119,6 +119,14 @@ def test_spaces_that_cannot_be_are_refused_in_a_sentence(case: str) -> None:
         SearchSpace.from_dict({**MINIMAL, **change})
 
 
+def test_a_file_says_no_seed(tmp_path: Path) -> None:
+    path = tmp_path / "seeded.toml"
+    text = (space.folder() / "depth_scale.toml").read_text()
+    path.write_text(text + "\n[recipe]\nseed = 7\n")
+    with pytest.raises(SpaceError, match=r"is that of --seed, but \[recipe\] of depth_scale has one; leave it out"):
+        space.load(str(path))
+
+
 @pytest.mark.parametrize("argument", ["depth", "width", "growth", "max_channels"])
 def test_a_number_that_is_none_is_named(argument: str) -> None:
     with pytest.raises(SpecError, match=f"{argument} must be a number, but got '8'"):

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from onenet_bench.cli.options import Json, absolute, app, print_json, print_table
+from onenet_bench.cli.options import Json, absolute, app, print_json, print_table, side
 
 EXPORTED = Path("results/exported")
 
@@ -25,7 +25,8 @@ def export(
     ] = None,
     calibrate_on: Annotated[str, typer.Option(help="Split that int8 ranges come from: train or validation.")] = "train",
     resolution: Annotated[
-        int | None, typer.Option(min=1, help="Side of the square input in pixels (as in training, else 256).")
+        int | None,
+        side("in pixels (as in training, else 256)"),
     ] = None,
     naive: Annotated[bool, typer.Option("--naive", help="Layer by layer as trained, nothing simplified.")] = False,
     out: Annotated[Path, typer.Option(help="The folder of files and cards.")] = EXPORTED,

@@ -55,8 +55,12 @@ Run = Annotated[str, typer.Argument(help="A run's folder or name, or 'latest'.")
 Data = Annotated[
     str, typer.Option(help="'synthetic', 'folder:PATH' with images/ and masks/ in it, or a published set, 'voc:PATH'.")
 ]
+MOST_SIDE = 2**16
+"""Pixels of an image that a net is trained on or run on: beyond it numbers of elements do not fit 64 bits."""
+MOST_SEED = 2**32 - 1
+"""Of torch's and numpy's generators alike."""
 Seed = Annotated[
-    int, typer.Option(min=0, max=2**32 - 1, help="Decides split, proposals, initial weights and order of images.")
+    int, typer.Option(min=0, max=MOST_SEED, help="Decides split, proposals, initial weights and order of images.")
 ]
 Device = Annotated[str, typer.Option(help="Where nets run: cpu, cuda, cuda:1, …")]
 Epochs = Annotated[int | None, typer.Option(help="Passes over the training images.")]
@@ -69,6 +73,11 @@ MOST_THREADS = 1024
 """Of one process; some thousands more end it without a word."""
 Threads = Annotated[int | None, typer.Option(min=1, max=MOST_THREADS, help="CPU threads (all cores).")]
 CheckpointFile = Annotated[Path, typer.Argument(help="A net's weights, as train and sweep leave them.")]
+
+
+def side(said: str = "in pixels") -> Any:
+    """The option for an image's side, and what is ``said`` of it."""
+    return typer.Option(min=1, max=MOST_SIDE, help=f"Side of the square input {said}.")
 
 
 def command_line() -> str:
@@ -90,7 +99,10 @@ def read_pairs(option: str, words: list[str] | None) -> dict[str, str]:
 def read_integers(option: str, text: str) -> list[int]:
     if not re.fullmatch(r"\d+(,\d+)*", text):
         raise RecipeError(f"{option} reads 0,1,2, but got {text!r}")
-    return [int(word) for word in text.split(",")]
+    numbers = [int(word) for word in text.split(",")]
+    if max(numbers) > MOST_SEED:
+        raise RecipeError(f"{option} reads numbers up to {MOST_SEED}, but got {max(numbers)}")
+    return numbers
 
 
 def read_recipe(

@@ -37,8 +37,9 @@ from onenet_bench.cli.options import (
     print_json,
     print_table,
     read_recipe,
+    side,
 )
-from onenet_bench.errors import OnenetBenchError
+from onenet_bench.errors import LedgerError, OnenetBenchError
 
 if TYPE_CHECKING:
     from onenet_bench.measure.latency import Conditions
@@ -60,7 +61,7 @@ def sweep(
     ] = "frontier",
     objectives: Annotated[str | None, typer.Option(help="Scores and costs, e.g. miou,parameters.")] = None,
     budget: Annotated[list[str] | None, typer.Option(help="A ceiling, e.g. 'macs <= 20M'; may be repeated.")] = None,
-    resolution: Annotated[int | None, typer.Option(min=1, help="Side of the square input in pixels.")] = None,
+    resolution: Annotated[int | None, side()] = None,
     epochs: Epochs = None,
     steps: Steps = None,
     batch: Batch = None,
@@ -137,6 +138,8 @@ def sweep(
         )
         if warm_start is not None:
             search = replace(search, earlier=earlier(sweeps.find(warm_start, RUNS), search))
+        if out == Path():
+            raise LedgerError("a run has a folder of its own, but --out is empty or the current one; name another")
         run = out or fresh(RUNS / f"{file_name(reached.name)}-{datetime.now():%Y%m%d-%H%M%S}")
         core = sweeps.start(search, run, carry_out, command=command_line(), memory_mib=memory_mib, final=final)
     page, unwritten = None, ""
@@ -232,7 +235,7 @@ def spaces(json_: Json = False) -> None:
 def screen(
     space: Annotated[str, typer.Option(help="A search space by name, or the path of its TOML file.")] = "depth_scale",
     budget: Annotated[list[str] | None, typer.Option(help="A ceiling, e.g. 'macs <= 20M'; may be repeated.")] = None,
-    resolution: Annotated[int | None, typer.Option(min=1, help="Side of the square input (the space's own).")] = None,
+    resolution: Annotated[int | None, side("(the space's own)")] = None,
     classes: Annotated[int, typer.Option(min=1, help="Classes to tell apart.")] = 8,
     channels: Annotated[int, typer.Option(min=1, help="Channels of the input.")] = 3,
     most: Annotated[

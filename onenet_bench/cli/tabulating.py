@@ -20,6 +20,7 @@ from onenet_bench.cli.options import (
     print_json,
     read_integers,
     read_recipe,
+    side,
 )
 
 TABLES = Path("results/tabular")
@@ -30,7 +31,7 @@ def tabulate(
     space: Annotated[str, typer.Option(help="A search space by name, or the path of its TOML file.")] = "small",
     data: Data = "synthetic",
     seeds: Annotated[str, typer.Option(help="Train every net with each of these seeds.")] = "0,1",
-    resolution: Annotated[int | None, typer.Option(min=1, help="Side of the square input (the space's own).")] = None,
+    resolution: Annotated[int | None, side("(the space's own)")] = None,
     epochs: Epochs = None,
     batch: Batch = None,
     learning_rate: LearningRate = None,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from onenet_bench.cli.options import MOST_THREADS, Json, app, print_json, print_table
+from onenet_bench.cli.options import MOST_THREADS, Json, app, print_json, print_table, side
 from onenet_bench.errors import MeasureError
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ def latency(
     nets: Annotated[list[str] | None, typer.Argument(help="Nets of the zoo, or paths of spec.toml files.")] = None,
     runtime: Annotated[str, typer.Option(help="What runs them: onnxruntime or torch.")] = "onnxruntime",
     form: Annotated[str, typer.Option(help="deployed (rewritten for inference), or trained.")] = "deployed",
-    resolution: Annotated[int, typer.Option(min=1, help="Side of the square input in pixels.")] = 256,
+    resolution: Annotated[int, side()] = 256,
     batch: Annotated[int, typer.Option(help="Images at a time.")] = 1,
     threads: Annotated[int, typer.Option(max=MOST_THREADS, help="CPU threads.")] = 1,
     repeats: Annotated[int, typer.Option(help="Runs of each net that are timed.")] = 30,

@@ -39,6 +39,7 @@ from onenet_bench.cli.options import (
     read_integers,
     read_pairs,
     read_recipe,
+    side,
 )
 from onenet_bench.errors import OnenetBenchError, RecipeError, known
 from onenet_bench.files import whole
@@ -58,7 +59,7 @@ def train(
     context: typer.Context,
     net: Annotated[str | None, typer.Argument(help="A net of the zoo by name, or the path of a spec.toml.")] = None,
     data: Data = "synthetic",
-    resolution: Annotated[int, typer.Option(min=1, help="Side of the square input in pixels.")] = 64,
+    resolution: Annotated[int, side()] = 64,
     epochs: Epochs = None,
     steps: Steps = None,
     batch: Batch = None,
@@ -217,7 +218,7 @@ def reproduce(
     methods: Annotated[str | None, typer.Option(help="Some of the table's, e.g. unet_4,onenet_e_4 (all).")] = None,
     seeds: Annotated[str | None, typer.Option(help="Trainings of each cell (0,1,2; with --smoke 0,1).")] = None,
     epochs: Annotated[int | None, typer.Option(help="Passes over the training images (300).")] = None,
-    resolution: Annotated[int | None, typer.Option(min=1, help="Side of the square input in pixels (512).")] = None,
+    resolution: Annotated[int | None, side("in pixels (512)")] = None,
     output_stride: Annotated[int, typer.Option(help="2: masks of half the input's side; 1: of the same.")] = 2,
     batch: Annotated[int | None, typer.Option(help="Images per optimiser step (32).")] = None,
     paper_classes: Annotated[bool, typer.Option("--paper-classes", help="The paper's outputs: 4 for Heart.")] = False,

@@ -18,6 +18,7 @@ from onenet_bench.cli.options import (
     check_device,
     print_json,
     print_table,
+    side,
 )
 
 
@@ -26,9 +27,7 @@ def evaluate_checkpoint(
     checkpoint: CheckpointFile,
     data: Annotated[str | None, typer.Option(help="As for train (what the net was trained on).")] = None,
     split: Annotated[str, typer.Option(help="test, validation or train, cut as in training.")] = "test",
-    resolution: Annotated[
-        int | None, typer.Option(min=1, help="Side of the square input in pixels (as in training).")
-    ] = None,
+    resolution: Annotated[int | None, side("in pixels (as in training)")] = None,
     device: Device = "cpu",
     threads: Threads = None,
     json_: Json = False,

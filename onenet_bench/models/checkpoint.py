@@ -33,7 +33,8 @@ def load_checkpoint(path: Path) -> tuple[UNet, dict[str, Any]]:
         spec, facts = NetSpec.from_dict(json.loads(header["spec"])), json.loads(header["facts"])
     except (OSError, SafetensorError, KeyError, ValueError, TypeError, AttributeError) as error:
         raise SpecError(
-            f"a checkpoint is a safetensors file written by onenet-bench, but {path} is not: {error}"
+            "a checkpoint is a safetensors file written by onenet-bench, such as RUN/weights/0000.safetensors, but "
+            f"{path} is not: {error}"
         ) from error
     net = build(spec)
     try:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from onenet_bench import ledger
 from onenet_bench.report import figures, words
 from onenet_bench.report.facts import page_facts
 from onenet_bench.report.html_file import write_html
@@ -33,10 +34,11 @@ def build_page(run: Path) -> str:
 
     Raises LedgerError where there is no ledger that can be read.
     """
-    read = read_run(run)
-    facts = page_facts(read)
-    room = PAGE_BYTES - len(_render(facts, Pictures()).encode())
-    return _render(facts, pictures(read, facts["gallery"]["trials"], room))
+    with ledger.understood(run):
+        read = read_run(run)
+        facts = page_facts(read)
+        room = PAGE_BYTES - len(_render(facts, Pictures()).encode(errors="backslashreplace"))
+        return _render(facts, pictures(read, facts["gallery"]["trials"], room))
 
 
 def _render(facts: dict[str, Any], images: Pictures) -> str:

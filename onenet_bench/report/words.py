@@ -22,7 +22,8 @@ _TEMPLATES = jinja2.Environment(
 def render(template: str, *, command: str, scripts: tuple[str, ...] = (), data: Any = None, **values: Any) -> str:
     """The page of ``template`` with ``values``; ``command`` is the one that makes it again.
 
-    With ``scripts``, files of the templates' folder, come plotly and ``data``, JSON-ready.
+    With ``scripts``, files of the templates' folder, come plotly and ``data``, JSON-ready. Raises LookupError where the
+    template asks for what there is not.
     """
     if scripts:
         values |= {
@@ -31,12 +32,15 @@ def render(template: str, *, command: str, scripts: tuple[str, ...] = (), data: 
             "js": Markup("".join(map(_source, scripts))),
             "embedded": Markup(_embedded(data)),
         }
-    return _TEMPLATES.get_template(template).render(
-        **values,
-        command=command,
-        command_comment=Markup(command.replace(">", "&gt;")),  # cannot end the comment it stands in
-        css=Markup(_source("page.css")),
-    )
+    try:
+        return _TEMPLATES.get_template(template).render(
+            **values,
+            command=command,
+            command_comment=Markup(command.replace(">", "&gt;")),  # cannot end the comment it stands in
+            css=Markup(_source("page.css")),
+        )
+    except jinja2.UndefinedError as error:
+        raise LookupError(str(error)) from error
 
 
 def figure_json(figure: Any) -> dict[str, Any]:

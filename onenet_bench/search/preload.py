@@ -11,18 +11,20 @@ import gc
 import importlib
 import json
 import os
+import signal
 from contextlib import suppress
-
-from onenet_bench.errors import OnenetBenchError
-from onenet_bench.record import provenance
-from onenet_bench.search import trial
-from onenet_bench.task import Task
 
 MODULES = ("onenet_bench.evaluate", "onenet_bench.search.local", "torch._dynamo", "torch.profiler", "numpy.ctypeslib")
 
 
 def load() -> None:
-    """Load it all. What cannot be loaded is left for the trial to say."""
+    """Load it all. What cannot be loaded is left for the trial to say, and Ctrl-C is the driver's to handle."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    from onenet_bench.errors import OnenetBenchError
+    from onenet_bench.record import provenance
+    from onenet_bench.search import trial
+    from onenet_bench.task import Task
+
     for name in MODULES:
         with suppress(ImportError):
             importlib.import_module(name)

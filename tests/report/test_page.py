@@ -25,7 +25,7 @@ from plotly.offline import get_plotlyjs
 
 from onenet_bench import ledger
 from onenet_bench.costs import by_level
-from onenet_bench.errors import OnenetBenchError
+from onenet_bench.errors import LedgerError, OnenetBenchError
 from onenet_bench.ledger import Ledger
 from onenet_bench.palette import BACKGROUND, IGNORED, palette
 from onenet_bench.plan import plan
@@ -447,6 +447,21 @@ def test_classes_have_colours_of_their_own(classes: int) -> None:
 def test_reading_runs_never_loads_torch() -> None:
     code = "import sys, onenet_bench.report; sys.exit('torch' in sys.modules or 'optuna' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("damage", ["task", "spec"])
+def test_a_ledger_that_makes_no_sense_makes_no_page(make_run: MakeRun, damage: str) -> None:
+    path = make_run().path / ledger.FILE
+    events = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    if damage == "task":
+        del events[0]["task"]
+    else:
+        for event in events:
+            if event["event"] == "tell":
+                event["record"]["spec"] = None
+    path.write_text("".join(json.dumps(event) + "\n" for event in events), encoding="utf-8")
+    with pytest.raises(LedgerError, match="follow from one another"):
+        build_page(path.parent)
 
 
 # -- stopping early --------------------------------------------------------------------------------------------------
