@@ -46,7 +46,10 @@ class Budget:
         """Read ``COST <= NUMBER``. Raises BudgetError, for what is no text too."""
         match = _FORM.fullmatch(text) if isinstance(text, str) else None
         if match is None:
-            raise BudgetError(f"a budget reads COST <= NUMBER, such as 'parameters <= 2e6', but got {text!r}")
+            raise BudgetError(
+                "a budget reads COST <= NUMBER, such as 'parameters <= 2e6' or 'macs <= 20M' (k, M or G), but got "
+                f"{text!r}"
+            )
         return cls(cost=match["cost"], limit=float(match["limit"]) * _SUFFIX[match["suffix"]])
 
     def __str__(self) -> str:

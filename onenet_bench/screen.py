@@ -45,6 +45,8 @@ Ints = npt.NDArray[np.int64]
 PEAK, FOUND, NAME = range(ADDED, ADDED + 3)
 """What is known of a level: its sums and traits, its own peak in elements, whether there is such a net, and its name's
 number."""
+MOST_COUNTED = 1 << 56
+"""Of a level, so that the sums over all levels, in bytes, fit 64 bits."""
 CODES = 1 << 62
 """Combinations that a number of 64 bits can tell apart."""
 BATCH = 1 << 17
@@ -289,7 +291,13 @@ class _Part:
         peak = max((live[i] - self._held(level, arguments) for i, _ in own), default=0)
         # a net is its rows and its choice of heads, which leaves no row where there is a single decoder level
         name = hash((spec.heads, *((row.op, *row[4:]) for row in rows)))
-        return [*costs.add_up(rows), *costs.traits(rows, self.resolution), peak, 1, name]
+        counted = [*costs.add_up(rows), *costs.traits(rows, self.resolution), peak]
+        if max(counted) >= MOST_COUNTED:
+            raise SpaceError(
+                f"costs of a net fit 64 bits, but {self.space.name} has larger ones at {self.resolution} pixels and "
+                f"{self.classes} classes; offer smaller nets, or take fewer pixels or classes"
+            )
+        return [*counted, 1, name]
 
     def _held(self, level: str, arguments: Mapping[str, Any]) -> int:
         """Elements of the skips that wait during a level for decoder levels above it."""

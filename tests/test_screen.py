@@ -353,6 +353,7 @@ WRONG = {
     "cost": (["--budget", "latency_ms <= 3"], "asks for latency_ms; leave it out"),
     "file": (["--out", "/proc/here.html"], "must be writable, but /proc/here.html is not"),
     "classes": (["--classes", "0"], "greater than or equal to 1"),
+    "too large": (["--classes", "9" * 20], "costs of a net fit 64 bits, but depth_scale has larger ones at"),
     "most": (["--most", "0"], "greater than or equal to 1"),
 }
 

@@ -190,11 +190,14 @@ def report(
     out: Annotated[Path | None, typer.Option(help=f"The HTML file ({REPORTS}/RUN.html).")] = None,
 ) -> None:
     """Write a run's HTML report."""
+    from onenet_bench.ledger import FINAL
     from onenet_bench.report import write_report
     from onenet_bench.search.sweep import find
 
     folder = find(run, RUNS)
-    print(write_report(folder, out or REPORTS / f"{folder.resolve().name}.html"))
+    whose = folder.resolve()
+    name = f"{whose.parent.name}-{whose.name}" if whose.name == FINAL else whose.name
+    print(write_report(folder, out or REPORTS / f"{name}.html"))
 
 
 @app.command()

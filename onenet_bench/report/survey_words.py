@@ -11,7 +11,7 @@ from rich.text import Text
 
 from onenet_bench.report.figures import spread
 from onenet_bench.report.survey import BUCKETED, LISTED, Net, ScreeningFacts, title
-from onenet_bench.report.tables import NBSP, plain, show
+from onenet_bench.report.tables import NBSP, plain, show, show_apart
 
 
 def percent(share: float | None) -> str:
@@ -81,8 +81,8 @@ def terminal_table(facts: ScreeningFacts) -> Group:
     if facts.limits:
         limits = _table("limit", "at most >", "nets within it >", "more would fit without it >", "least there is >")
         for limit in facts.limits:
-            limits.add_row(title(limit.cost), show(limit.cost, limit.at_most), f"{limit.within:,}",
-                           f"{limit.more_without:,}", show(limit.cost, limit.least))  # fmt: skip
+            at_most, least = show_apart(limit.cost, limit.at_most, limit.least)
+            limits.add_row(title(limit.cost), at_most, f"{limit.within:,}", f"{limit.more_without:,}", least)
         parts += [Text(), limits]
     moved = [choice for choice in facts.choices if choice.moved >= 0.005][:6]
     if moved:

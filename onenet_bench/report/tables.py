@@ -183,6 +183,15 @@ def show(name: str, value: float | None) -> str:
     return si(value, unit) if unit in ("", "B") else f"{value:,.{_decimals(value)}f}{NBSP}{unit}"
 
 
+def show_apart(name: str, *values: float) -> list[str]:
+    """``show`` of each of ``values``; in full where different ones would look the same."""
+    shown = [show(name, value) for value in values]
+    if len(set(shown)) < len(set(values)):
+        unit = COSTS[name].unit
+        return [f"{value:,.12g}{NBSP}{unit}".rstrip(NBSP) for value in values]
+    return shown
+
+
 def _decimals(value: float) -> int:
     """Decimals that show three significant digits of ``value``, at most three."""
     return min(3, max(0, 2 - math.floor(math.log10(value)))) if value > 0 else 0

@@ -90,7 +90,10 @@ class Search:
         fidelity.check(self.fidelity)
         named = {o.name for o in self.objectives} | {b.cost for b in self.budget}
         if "supervision_macs" in named and not self.recipe.deep_supervision:
-            raise RecipeError("supervision_macs are those of deep supervision, but the recipe has none; set it above 0")
+            raise RecipeError(
+                "supervision_macs are those of deep supervision, but the recipe has none; set "
+                "deep_supervision in the space's [recipe] above 0"
+            )
         if self.latency is None and "latency_ms" in named:
             object.__setattr__(self, "latency", Conditions(resolution=self.task.resolution))
 

@@ -449,6 +449,13 @@ def test_reading_runs_never_loads_torch() -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
+def test_a_run_whose_name_is_no_text_has_a_page(make_run: MakeRun, tmp_path: Path) -> None:
+    run = make_run().path
+    strange = run.rename(run.with_name("run\udcff"))  # a byte that is not UTF-8
+    page = write_report(strange, tmp_path / "page.html").read_text(encoding="utf-8")
+    assert "run\\udcff" in page
+
+
 @pytest.mark.parametrize("damage", ["task", "spec"])
 def test_a_ledger_that_makes_no_sense_makes_no_page(make_run: MakeRun, damage: str) -> None:
     path = make_run().path / ledger.FILE

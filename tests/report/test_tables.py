@@ -15,7 +15,7 @@ from onenet_bench.errors import LedgerError
 from onenet_bench.ledger import Ledger
 from onenet_bench.record import COSTS, Status
 from onenet_bench.report import front_rows, front_table
-from onenet_bench.report.tables import COST_GROUPS, Scale, duration, read_run, reason_groups, show, si
+from onenet_bench.report.tables import COST_GROUPS, Scale, duration, read_run, reason_groups, show, show_apart, si
 from tests.report.conftest import MakeRun
 
 
@@ -47,6 +47,13 @@ def test_si_reads_back_to_three_digits(value: float) -> None:
 )  # fmt: skip
 def test_show_names_the_unit(name: str, value: float | None, text: str) -> None:
     assert show(name, value).replace("\u00a0", " ") == text
+
+
+def test_different_numbers_look_different_side_by_side() -> None:
+    assert show_apart("parameters", 1_000.0, 1_004) == ["1,000", "1,004"]
+    assert show_apart("parameters", 1_000.0, 1_000) == [show("parameters", 1_000)] * 2
+    assert show_apart("peak_inference_mib", 2.0, 2.5) == [show("peak_inference_mib", 2.0), "2.50\u00a0MiB"]
+    assert show_apart("peak_inference_mib", 2.001, 2.0015) == ["2.001\u00a0MiB", "2.0015\u00a0MiB"]
 
 
 def test_a_column_has_one_unit() -> None:
