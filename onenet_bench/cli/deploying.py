@@ -24,10 +24,7 @@ def export(
         str | None, typer.Option(help="As for train: for int8 and the check (what the net was trained on).")
     ] = None,
     calibrate_on: Annotated[str, typer.Option(help="Split that int8 ranges come from: train or validation.")] = "train",
-    resolution: Annotated[
-        int | None,
-        side("in pixels (as in training, else 256)"),
-    ] = None,
+    resolution: Annotated[int | None, side("in pixels (as in training, else 256)")] = None,
     naive: Annotated[bool, typer.Option("--naive", help="Layer by layer as trained, nothing simplified.")] = False,
     out: Annotated[Path, typer.Option(help="The folder of files and cards.")] = EXPORTED,
     json_: Json = False,
