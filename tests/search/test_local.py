@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import multiprocessing
 import signal
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -137,6 +139,19 @@ def test_an_exception_outside_training_is_a_failed_record_too(tmp_path: Path) ->
     core = run(wanted, tmp_path / "run")
     assert [r.status for r in core.records] == [Status.FAILED]
     assert "channels" in core.records[0].reason
+
+
+INTERRUPTED = """
+import importlib, os, signal
+importlib.import_module = lambda name: os.kill(os.getpid(), signal.SIGINT)
+import onenet_bench.search.preload
+print("loaded")
+"""
+
+
+def test_an_interrupt_while_trials_are_prepared_is_not_their_servers_to_handle() -> None:
+    done = subprocess.run([sys.executable, "-c", INTERRUPTED], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "loaded\n", "")
 
 
 @pytest.mark.parametrize(
