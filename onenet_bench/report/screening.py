@@ -47,13 +47,14 @@ def plot_histogram(histogram: Histogram) -> go.Figure:
     figure = go.Figure([bars("fitting", histogram.fitting, FRONT), bars("rest", rest, DOMINATED)])
     if histogram.limit is not None and _shows(axis, histogram.limit):
         figure.add_vline(x=histogram.limit, line={"color": KNEE, "width": 1.5, "dash": "dash"})
+    ticks = {"nticks": 4} if max(histogram.nets) > 3 else {"dtick": 1}  # there is no half net
     figure.update_layout(
         **{**LOOKS, "margin": {"l": 40, "r": 10, "t": 8, "b": 30}},
         barmode="stack",
         bargap=0,
         showlegend=False,
         xaxis={**axis, "title": None},
-        yaxis={**AXIS, "nticks": 4, "rangemode": "tozero", "tickformat": "~s"},
+        yaxis={**AXIS, **ticks, "rangemode": "tozero", "tickformat": "~s"},
     )
     return figure
 

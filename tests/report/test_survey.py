@@ -8,6 +8,7 @@ import json
 import math
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -290,6 +291,14 @@ def test_shares_for_people(share: float | None, text: str) -> None:
 
 
 # The page ----------------------------------------------------------------------------------------------------
+
+
+def test_few_nets_are_counted_in_whole_ones(facts: ScreeningFacts) -> None:
+    histogram = facts.histograms[2]
+    few = replace(histogram, nets=tuple(min(n, 3) for n in histogram.nets), fitting=(0,) * len(histogram.nets))
+    assert max(histogram.nets) > 3
+    assert plot_histogram(few).layout.yaxis.dtick == 1
+    assert plot_histogram(histogram).layout.yaxis.dtick is None
 
 
 def test_figures_show_the_facts(facts: ScreeningFacts) -> None:
