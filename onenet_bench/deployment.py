@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -195,7 +195,8 @@ def export(
     except OSError as error:
         raise OnenetBenchError(f"an export's folder must be writable, but {folder} is not: {error.strerror}") from error
     path = folder / f"{source.name}{'-naive' if naive else ''}{FORMATS[to].suffix}"
-    _check_replaced(path, spec)
+    facts = {**_facts(source, shape, form, cut), "format": to}
+    _check_replaced(path, facts)
     with TemporaryDirectory(dir=folder, prefix=".") as place:
         draft = Path(place) / path.name
         FORMATS[to].write(graph.in_strips(shape) if cut else graph, draft, shape)
@@ -204,7 +205,7 @@ def export(
         if not check["difference"] <= check["allowed"]:  # which may be no number
             return [Exported(path=path, difference=check["difference"], allowed=check["allowed"], card={})]
         draft.replace(path)
-    facts = {**_facts(source, shape, form, cut), "format": to, "check": check}
+    facts["check"] = check
     if to == "onnx":
         facts["opset"] = onnx.OPSET
     done = [_carded(path, facts, check)]
@@ -229,14 +230,18 @@ def export(
     return done
 
 
-def _check_replaced(path: Path, spec: NetSpec) -> None:
-    """Raise OnenetBenchError where an export of another net stands at ``path``, as its card says."""
+def _check_replaced(path: Path, facts: Mapping[str, Any]) -> None:
+    """Raise OnenetBenchError where an export of another net, or of other weights, stands at ``path``, as its card
+    says."""
     try:
-        other = json.loads(path.with_name(f"{path.name}.json").read_bytes())["digest"] != spec.digest()
+        card = json.loads(path.with_name(f"{path.name}.json").read_bytes())
+        known = [(card[name], facts[name]) for name in ("digest", "weights_digest")]
     except (OSError, ValueError, TypeError, KeyError):
         return
-    if other:
-        raise OnenetBenchError(f"an export replaces none of another net, but {path} is one; name another --out")
+    if any(there != here for there, here in known):
+        raise OnenetBenchError(
+            f"an export replaces none of another net or of other weights, but {path} is one; name another --out"
+        )
 
 
 def _unit(images: Any) -> Tensor:
@@ -289,6 +294,7 @@ def _facts(source: Source, shape: Shape, form: str, cut: bool) -> dict[str, Any]
         "weights": "trained" if source.trained else "random: this net was never trained",
         "form": form,
         "digest": spec.digest(),
+        "weights_digest": _digest(source.net),
         "spec": spec.to_dict(),
         "task": task.to_dict() if task else None,
         "input": {
@@ -308,6 +314,14 @@ def _facts(source: Source, shape: Shape, form: str, cut: bool) -> dict[str, Any]
         ],
         "costs": counted,
     }  # fmt: skip
+
+
+def _digest(net: nn.Module) -> str:
+    """Of weights and running statistics."""
+    found = hashlib.sha256()
+    for name, value in net.state_dict().items():
+        found.update(name.encode() + value.cpu().contiguous().numpy().tobytes())
+    return found.hexdigest()[:16]
 
 
 def _carded(path: Path, facts: dict[str, Any], check: dict[str, Any] | None) -> Exported:

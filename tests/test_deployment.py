@@ -141,10 +141,16 @@ def test_an_export_of_another_net_is_not_replaced(tmp_path: Path) -> None:
     assert CliRunner().invoke(app, command).exit_code == 0
     assert CliRunner().invoke(app, command).exit_code == 0  # the same again
     before = (tmp_path / "out" / "net.pt2").read_bytes()
-    spec.write_text(text.format(3))
-    done = CliRunner().invoke(app, command)
-    assert "an export replaces none of another net" in str(done.exception or done.output)
-    assert (tmp_path / "out" / "net.pt2").read_bytes() == before
+    card = tmp_path / "out" / "net.pt2.json"
+    first = json.loads(card.read_text())
+    other_weights = {**first, "weights_digest": "0" * 16}
+    for there, channels in ((first, 3), (other_weights, 2)):
+        card.write_text(json.dumps(there))
+        spec.write_text(text.format(channels))
+        done = CliRunner().invoke(app, command)
+        assert "an export replaces none of another net or of other weights" in str(done.exception or done.output)
+        assert (tmp_path / "out" / "net.pt2").read_bytes() == before
+    assert first["weights_digest"] == deployment._digest(deployment.open_source(str(spec)).net)
 
 
 def test_torch_export_runs_again_and_a_net_without_weights_says_so(tmp_path: Path) -> None:
