@@ -399,7 +399,7 @@ def kinds(events: list[dict[str, Any]]) -> dict[str, int]:
 @pytest.mark.usefixtures("few_audited")
 @pytest.mark.parametrize(
     ("sampler", "trials", "seed", "step"),
-    [("random", 16, 0, 1), ("nsga2", 60, 5, 19), ("frontier", 16, 0, 11)],  # of generations of nsga2, several
+    [("random", 16, 0, 1), ("nsga2", 60, 5, 19), ("frontier", 16, 0, 11)],  # nsga2 comes to several generations
 )
 def test_cut_at_any_event_a_search_goes_on_as_one_never_interrupted(
     tmp_path: Path, sampler: str, trials: int, seed: int, step: int, monkeypatch: pytest.MonkeyPatch
