@@ -81,13 +81,15 @@ SAMPLES = 64
 @dataclass(frozen=True, kw_only=True)
 class Table:
     """Every net of a space within its budget: ``rows`` by digest, ``costs`` by name (n,), and one score: ``told``
-    (seeds, n, epochs) is what a trial reports, ``true`` (n,) what the front is made of."""
+    (seeds, n, epochs) is what a trial reports, ``true`` (n,) what the front is made of, and ``seconds`` (n, epochs) are
+    those of the CPU that each epoch took; empty where nothing was trained."""
 
     search: Search
     rows: Mapping[str, int]
     costs: Mapping[str, Floats]
     told: Floats
     true: Floats
+    seconds: Floats
 
     @property
     def epochs(self) -> int:
@@ -103,6 +105,12 @@ class Table:
     def box(self) -> Box:
         """What the hypervolume is a share of: scores from 1 to 0, costs over the range of all nets."""
         return Box.around(self.search.objectives, self.values)
+
+    @cached_property
+    def prices(self) -> dict[str, Floats]:
+        """What an epoch of each net costs (n, epochs), in the units there are."""
+        macs = np.repeat(self.costs["macs"][:, None], self.epochs, axis=1)
+        return {"MACs": macs, **({"CPU seconds": self.seconds} if self.seconds.size else {})}
 
     @property
     def values(self) -> dict[str, Floats]:
@@ -177,7 +185,7 @@ def simulate(
             seed=0, trials=1, fidelity="off",
         ),
         rows={spec.digest(): i for i, spec in enumerate(specs)}, costs=costs, told=np.clip(told, 0, 1)[..., None],
-        true=true,
+        true=true, seconds=np.empty((len(true), 0)),
     )  # fmt: skip
 
 
@@ -193,7 +201,7 @@ def tabulated(folder: Path) -> Table:
         ),
         rows={digest: row for row, digest in enumerate(found.nets.index)},
         costs={name: found.nets[name].to_numpy(dtype=float) for name in SCREENED}, told=told,
-        true=told[:, :, -1].mean(axis=0),
+        true=told[:, :, -1].mean(axis=0), seconds=np.diff(found.curves("cpu_seconds").mean(axis=1), axis=1, prepend=0),
     )  # fmt: skip
 
 
@@ -203,11 +211,13 @@ def tabulated(folder: Path) -> Table:
 @dataclass(frozen=True, kw_only=True)
 class Replay:
     """One search on a table: the nets in the order in which their training ended, how many epochs all trials together
-    had been trained by then (``spent``), the seconds until each new one was proposed, rejections included, and how many
-    were proposed (``started``) and rejected, and whether the audit allowed trials to be stopped."""
+    had been trained by then (``spent``), what all training had cost after each net's worth of epochs (``bills``, a
+    number per unit), the seconds until each new net was proposed, rejections included, and how many were proposed
+    (``started``) and rejected, and whether the audit allowed trials to be stopped."""
 
     rows: list[int]
     spent: list[int]
+    bills: list[dict[str, float]]
     seconds: list[float]
     started: int
     rejected: int
@@ -245,6 +255,7 @@ def replay(table: Table, contestant: str, seed: int, trials: int) -> Replay:
         core._seen = Forgetful()
     reached: dict[int, int] = {}
     rows, spent, seconds, epochs = [], [], [], 0
+    bill, bills = dict.fromkeys(table.prices, 0.0), []
     while epochs < trials * length:
         began = time.perf_counter()
         job = core.ask()
@@ -256,6 +267,9 @@ def replay(table: Table, contestant: str, seed: int, trials: int) -> Replay:
         going_on, epoch = True, reached.get(job.trial, 0)
         while going_on and epoch < length:
             epoch, epochs = epoch + 1, epochs + 1
+            bill = {unit: bill[unit] + float(price[row, epoch - 1]) for unit, price in table.prices.items()}
+            if epochs % length == 0:
+                bills.append(bill)
             scores = {table.score: float(told[row, epoch - 1])}
             going_on = core.report(job.trial, {"epoch": epoch, "step": epoch, "loss": 0.0, "seconds": 0.0, **scores})
         reached[job.trial] = epoch
@@ -270,7 +284,7 @@ def replay(table: Table, contestant: str, seed: int, trials: int) -> Replay:
             )
         )  # fmt: skip
     return Replay(
-        rows=rows, spent=spent, seconds=seconds, started=len(reached),
+        rows=rows, spent=spent, bills=bills, seconds=seconds, started=len(reached),
         rejected=sum(record.status is Status.REJECTED for record in core.records),
         audit=any(audit["first"] is not None for audit in book.audits) if book.audits else None,
     )  # fmt: skip
@@ -404,6 +418,8 @@ CONTESTANTS = {
     "random": Contestant("random"),
     "nsga2": Contestant("NSGA-II"),
     "tpe": Contestant("TPE (multivariate, group)"),
+    "nsga2_again": Contestant("NSGA-II, duplicates trained again", sampler="nsga2", canonical=False, on="tabular"),
+    "tpe_again": Contestant("TPE, duplicates trained again", sampler="tpe", canonical=False, on="tabular"),
     "gp": Contestant("GPSampler", lambda search, _: GPSampler(seed=search.seed), few=True),
     "botorch": Contestant("BoTorch qLogNEHVI, costs known", _ours(Botorch), few=True),
     "mo_asha": Contestant("MO-ASHA over random", sampler="random", fidelity="auto", on="tabular"),
@@ -465,11 +481,12 @@ def course(table: Table, found: Replay, trials: int) -> list[float]:
 
 @dataclass(frozen=True, kw_only=True)
 class Standing:
-    """How a contestant fared on a table: shares (seeds, trials), and the seconds of every proposal after the first
-    ten. Of the other numbers, means over searches."""
+    """How a contestant fared on a table: shares (seeds, trials), what the training had cost by then, in each unit, and
+    the seconds of every proposal after the first ten. Of the other numbers, means over searches."""
 
     contestant: str
     shares: Floats
+    bills: Mapping[str, Floats]  # (seeds, trials) each
     seconds: list[float]
     rejected: float
     started: float
@@ -487,10 +504,22 @@ class Standing:
 
     def until(self, share: float) -> list[float | None]:
         """After how many nets' worth of training the seeds have ``share``: quartiles, None where they never do."""
-        there = self.shares >= share
-        first = np.where(there.any(axis=1), there.argmax(axis=1) + 1.0, np.inf)
-        found = np.quantile(first, [0.25, 0.5, 0.75], method="higher")
+        found = np.quantile(self._first(share), [0.25, 0.5, 0.75], method="higher")
         return [float(worth) if np.isfinite(worth) else None for worth in found]
+
+    def _first(self, share: float) -> Floats:
+        """After how many nets' worth each seed has ``share`` (seeds,); inf where it never does."""
+        there = self.shares >= share
+        return np.where(there.any(axis=1), there.argmax(axis=1) + 1.0, np.inf)
+
+    def paid_until(self, share: float) -> dict[str, float | None]:
+        """What the training until ``share`` had cost: the median over seeds, None where it is never."""
+        paid = {}
+        for unit, bills in self.bills.items():
+            by_seed = [row[int(n) - 1] if n < math.inf else n for row, n in zip(bills, self._first(share), strict=True)]
+            median = float(np.quantile(by_seed, 0.5, method="higher"))
+            paid[unit] = median if median < math.inf else None
+        return paid
 
 
 class Question(NamedTuple):
@@ -528,8 +557,11 @@ def one(question: Question, contestant: str, seed: int, trials: int) -> tuple[Re
 def stand(contestant: str, searches: Sequence[tuple[Replay, list[float]]]) -> Standing:
     """What a contestant's searches come to."""
     found = [replayed for replayed, _ in searches]
+    shares = np.array([shares for _, shares in searches])
+    bills = [f.bills + f.bills[-1:] * (shares.shape[1] - len(f.bills)) for f in found]  # where no net was left
     return Standing(
-        contestant=contestant, shares=np.array([shares for _, shares in searches]),
+        contestant=contestant, shares=shares,
+        bills={unit: np.array([[bill[unit] for bill in row] for row in bills]) for unit in bills[0][0]},
         seconds=[s for f in found for s in f.seconds[10:]],
         rejected=statistics.mean(f.rejected for f in found), started=statistics.mean(f.started for f in found),
         finished=statistics.mean(len(f.rows) for f in found), audited=statistics.mean(bool(f.audit) for f in found),
@@ -600,13 +632,14 @@ LANDSCAPE = 11
 """Another one than the sampler was made on."""
 
 RIVALS = ("nsga2", "tpe")
+AGAIN = ("nsga2_again", "tpe_again")
 TABLES = ("medium", "small")
 
 
 def summary(table: Table, standings: Sequence[Standing]) -> dict[str, Any]:
     """The figures of one table."""
     by_name = {s.contestant: s for s in standings}
-    bars = {name: float(by_name[name].quartiles()[1, -1]) for name in (*RIVALS, *NEEDED) if name in by_name}
+    bars = {name: float(by_name[name].quartiles()[1, -1]) for name in (*RIVALS, *AGAIN, *NEEDED) if name in by_name}
     return {
         "nets": len(table.true),
         "front": len(table.front),
@@ -617,6 +650,10 @@ def summary(table: Table, standings: Sequence[Standing]) -> dict[str, Any]:
         "worth_until": {
             name: {"share": bar, **{s.contestant: s.until(bar) for s in standings}} for name, bar in bars.items()
         },
+        "paid": {
+            name: {unit: float(np.median(bills[:, -1])) for unit, bills in by_name[name].bills.items()} for name in bars
+        },
+        "paid_until": {name: {s.contestant: s.paid_until(bar) for s in standings} for name, bar in bars.items()},
         "contestants": {
             s.contestant: {
                 "title": CONTESTANTS[s.contestant].title,
@@ -641,9 +678,14 @@ def summary(table: Table, standings: Sequence[Standing]) -> dict[str, Any]:
 SHARES = """\
 Shares are of the true front's hypervolume (scores from 0 to 1, logarithms of costs over the range of all nets; the
 reference point is mIoU 0 at the highest cost of each kind), by the true scores of the nets that were trained to the
-end. Proposals over budget, impossible ones and duplicates are rejected and cost nothing, for all samplers alike.
+end. Proposals over budget, impossible ones and duplicates are rejected and cost nothing, for all samplers alike; but
+where a row says so duplicates are trained again, as they are with Optuna alone, which recognises none.
 Median over seeds, quartiles in brackets; searches by GPSampler and BoTorch are few and short, for a proposal of theirs
 takes seconds. Milliseconds are those of a new proposal after the first ten, on a machine with other work."""
+
+PAID = """\
+The same in what training costs, as parts of what the rival's searches had paid at the end (medians). An epoch's MACs
+are those of one pass forward through the net."""
 
 SIMULATED = """\
 Nothing was trained here. The space is `hybrid` (block kinds level by level) with its exact costs. The score is made up
@@ -658,7 +700,8 @@ TABULAR = """\
 Every net in `results/tabular/{folder}/` was trained, with {trained} seeds. A replayed search looks up what one of the
 seeds scored, epoch by epoch; the true score of a net is the mean of its seeds at the end, the told one's among
 them. Columns are training spent, in nets' worth: epochs of all trials, stopped ones too, over the {epochs} of one
-whole training. With fidelity a search stops weak nets at rungs once an audit allows it; only nets trained to the end
+whole training. CPU seconds are those that an epoch took when the table was made; nets are so small that much of them is
+the same for all. With fidelity a search stops weak nets at rungs once an audit allows it; only nets trained to the end
 count. What frontier's surrogate sees of a net, what it expects of scores before it has any, how it takes scores that
 are far too low and how sure an audit must be was chosen {chosen}.
 The first nets of frontier's searches are nearly the same whatever the seed, so that its quartiles do not show how lucky
@@ -708,7 +751,7 @@ def standings_table(title: str, table: Mapping[str, Any]) -> list[str]:
         lines.append(f"| {' | '.join([c['title'], str(c['seeds']), *shares, *last])} |")
     lines += ["", "Nets' worth of training until a search has what a rival's median has at the end: median over seeds, "
               "quartiles in brackets.", ""]  # fmt: skip
-    ours = [name for name in table["contestants"] if name not in (*RIVALS, *NEEDED, "random")]
+    ours = [name for name in table["contestants"] if name not in (*RIVALS, *AGAIN, *NEEDED, "random")]
     lines += [f"| rival | its share at the end | {' | '.join(CONTESTANTS[n].title for n in ours)} |"]
     lines += [f"|---|---|{'---|' * len(ours)}"]
     for rival, row in table["worth_until"].items():
@@ -717,6 +760,12 @@ def standings_table(title: str, table: Mapping[str, Any]) -> list[str]:
             low, middle, high = ("never" if w is None else f"{w:.0f}" for w in row[name])
             cells.append(f"{middle} ({low} to {high})")
         lines.append(f"| {CONTESTANTS[rival].title} | {row['share']:.3f} | {' | '.join(cells)} |")
+    lines += ["", PAID, "", f"| rival | unit | {' | '.join(CONTESTANTS[n].title for n in ours)} |"]
+    lines += [f"|---|---|{'---|' * len(ours)}"]
+    for rival, row in table["paid_until"].items():
+        for unit, whole in table["paid"][rival].items():
+            cells = ["never" if (paid := row[name][unit]) is None else f"{paid / whole:.2f}" for name in ours]
+            lines.append(f"| {CONTESTANTS[rival].title} | {unit} | {' | '.join(cells)} |")
     return lines
 
 
@@ -747,6 +796,16 @@ def tabular_page(facts: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def _paid(table: Mapping[str, Any], rival: str, name: str) -> str:
+    """In brackets, what a search had paid for what the rival has at the end, as parts of what the rival had paid."""
+    paid = [
+        f"{spent / table['paid'][rival][unit]:.2f} of its {unit}"
+        for unit, spent in table["paid_until"][rival][name].items()
+        if spent is not None
+    ]
+    return f" ({' and '.join(paid)})"
+
+
 def verdicts(table: Mapping[str, Any]) -> list[str]:
     """What was to be shown, and whether it is."""
     lines = ["### What was to be shown", ""]
@@ -757,7 +816,9 @@ def verdicts(table: Mapping[str, Any]) -> list[str]:
         most = trials // part
         for name in ("whole", "frontier"):
             needed = row[name][1]
-            said = f"needs {needed:.0f} nets' worth" if needed is not None else "never has it"
+            said = (
+                f"needs {needed:.0f} nets' worth{_paid(table, rival, name)}" if needed is not None else "never has it"
+            )
             lines.append(
                 f"- What {CONTESTANTS[rival].title} has after {trials} nets ({row['share']:.3f}), for at most {words} "
                 f"of the training ({most}): {CONTESTANTS[name].title} {said} (median): "
@@ -769,8 +830,8 @@ def verdicts(table: Mapping[str, Any]) -> list[str]:
 COLOURS = dict(
     zip(
         CONTESTANTS,
-        ("#8c8c8c", "#56b4e9", "#0072b2", "#009e73", "#117733", "#999933", "#d55e00", "#000000", "#e69f00", "#cc79a7",
-         "#882255", "#6699cc", "#44aa99", "#332288"),
+        ("#8c8c8c", "#56b4e9", "#0072b2", "#ddcc77", "#aa4499", "#009e73", "#117733", "#999933", "#d55e00", "#000000",
+         "#e69f00", "#cc79a7", "#882255", "#6699cc", "#44aa99", "#332288"),
         strict=True,
     )
 )  # fmt: skip
