@@ -100,12 +100,18 @@ def read(run: Path) -> list[dict[str, Any]]:
 
 
 def read_search(run: Path) -> list[dict[str, Any]]:
-    """``read`` for the run of a search. Raises LedgerError for one of ``onenet-bench reproduce``, too."""
+    """``read`` for the run of a search. Raises LedgerError for one of ``onenet-bench reproduce`` and for the final
+    trainings of a search, too."""
     events = read(run)
     if "table" in events[0]:
         raise LedgerError(
             f"a search has a space and objectives, but {run} is a reproduction of {events[0]['table']}; its page is "
             "made by onenet-bench reproduce"
+        )
+    if "contestants" in events[0]:
+        raise LedgerError(
+            f"a search has candidates of its own, but {run} holds the final trainings of one, which that one's report "
+            f"shows; name {run.parent}"
         )
     return events
 

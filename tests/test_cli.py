@@ -146,7 +146,7 @@ def test_a_training_or_an_export_without_room_ends_in_one_sentence(tmp_path: Pat
 def test_a_search_whose_trainings_all_fail_says_so(tmp_path: Path) -> None:
     done = call("sweep", *QUICK, "--trials", "2", "--learning-rate", "1e30", "--out", "run", cwd=tmp_path)
     assert done.returncode == 1
-    assert "2 candidates were trained; 2 failed" in done.stdout
+    assert "2 candidates were trained; 2 of the trainings failed" in done.stdout
     assert "every training failed; the report says why" in done.stderr
 
 

@@ -337,7 +337,7 @@ def test_the_command_prints_counts_and_fronts_and_writes_the_page(tmp_path: Path
 def test_the_command_samples_and_says_so(tmp_path: Path) -> None:
     words = ["--space", "hybrid", "--most", "200", "--resolution", "32", "--classes", "3", "--channels", "1"]
     done = call(*words, "--budget", "macs <= 9M", "--out", "here.html", cwd=tmp_path)
-    assert "drawn at random 200 the space is too large to enumerate" in " ".join(done.stdout.split())
+    assert "drawn at random 200 more combinations than are enumerated (--most)" in " ".join(done.stdout.split())
     assert "one 1x32x32 image, 3 classes" in done.stdout
     assert [path.name for path in tmp_path.iterdir()] == ["here.html"]
     assert "200 of its 10,368 combinations were drawn" in (tmp_path / "here.html").read_text(encoding="utf-8")

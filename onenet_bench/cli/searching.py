@@ -115,8 +115,9 @@ def sweep(
         only_with(context, "a resumed search", "resume", "trials", "stop_when_stalled", "json_", *SAID_AGAIN)
         run = sweeps.find(resume, RUNS)
         core = sweeps.resume(
-            run, carry_out, trials=trials, window=stop_when_stalled, memory_mib=memory_mib, final=final
-        )
+            run, carry_out, command=command_line(), trials=trials, window=stop_when_stalled, memory_mib=memory_mib,
+            final=final,
+        )  # fmt: skip
     else:
         reached = spaces.load(space)
         recipe = read_recipe(reached.recipe, epochs, steps, batch, learning_rate, precision, seed)
@@ -190,14 +191,11 @@ def report(
     out: Annotated[Path | None, typer.Option(help=f"The HTML file ({REPORTS}/RUN.html).")] = None,
 ) -> None:
     """Write a run's HTML report."""
-    from onenet_bench.ledger import FINAL
     from onenet_bench.report import write_report
     from onenet_bench.search.sweep import find
 
     folder = find(run, RUNS)
-    whose = folder.resolve()
-    name = f"{whose.parent.name}-{whose.name}" if whose.name == FINAL else whose.name
-    print(write_report(folder, out or REPORTS / f"{name}.html"))
+    print(write_report(folder, out or REPORTS / f"{folder.resolve().name}.html"))
 
 
 @app.command()

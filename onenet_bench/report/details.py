@@ -51,6 +51,7 @@ def data(
             for record, row in zip(run.records, run.frame.to_dict("records"), strict=True)
             if opens(record)
         },
+        "objectives": [o.name for o in run.objectives],
         "front": front,
         "knee": knee,
         "scores": {name: SCORES[name].title for name in scores},

@@ -12,7 +12,7 @@ from onenet_bench.budget import Budget
 from onenet_bench.recipe import Recipe
 from onenet_bench.record import COSTS, SCORES, Record, Status
 from onenet_bench.report import details, figures, finals, tables
-from onenet_bench.report.tables import MISSING, NUMBERS, Run, Scale, lower, number, plain, show
+from onenet_bench.report.tables import MISSING, NUMBERS, Run, Scale, lower, number, plain, show, show_limit
 from onenet_bench.task import Task
 
 GALLERY = 6
@@ -41,6 +41,7 @@ def page_facts(run: Run) -> dict[str, Any]:
         ],
         "tiles": _tiles(run, front, growth),
         "leaders": _leaders(run, front, knee),
+        "unranked": _unranked(run),
         "final": _final(final),
         "pair": [NUMBERS[o.name].title for o in run.first_pair],
         "candidates": {
@@ -72,15 +73,16 @@ def _state(run: Run) -> dict[str, Any]:
     trained = len(run.records) - rejected
     progress = f"{trained} of {run.trials} candidates went into training"
     progress += f", {rejected} more were rejected before it" if rejected else ""
+    if open_ := len(run.under_way):
+        progress += f"; {open_} {'was' if open_ == 1 else 'were'} under way"
     if run.ended is None:
-        text = f"The run has not ended: it was cut off, or is still going. So far {progress}"
-        text += f"; {len(run.under_way)} were under way." if run.under_way else "."
+        text = f"The run has not ended: it was cut off, or is still going. So far {progress}."
     elif run.ended == "interrupted":
         text = f"The run was interrupted by hand. Until then {progress}."
     else:
         text = f"The run has ended: {run.ended or 'no reason given'}."
-    if run.resumed:
-        text += f" It was taken up again {'once' if run.resumed == 1 else f'{run.resumed} times'}."
+    if resumed := len(run.begun) - 1:
+        text += f" It was taken up again {'once' if resumed == 1 else f'{resumed} times'}."
     return {"text": text, "ended": run.ended not in (None, "interrupted")}
 
 
@@ -90,7 +92,9 @@ def _asked(run: Run) -> list[tuple[str, str]]:
     named = ": ".join(str(space[key]) for key in ("name", "summary") if space.get(key))
     aims = [f"{lower(NUMBERS[o.name].title)} as {'high' if o.maximise else 'low'} as possible" for o in run.objectives]
     budgets = [Budget.parse(text) for text in run.head.get("budget") or ()]
-    limits = [f"{lower(COSTS[budget.cost].title)} at most {show(budget.cost, budget.limit)}" for budget in budgets]
+    limits = [
+        f"{lower(COSTS[budget.cost].title)} at most {show_limit(budget.cost, budget.limit)}" for budget in budgets
+    ]
     return [
         ("Search space", named or "not named"),
         ("Data", describe_task(run.task)),
@@ -151,6 +155,17 @@ def _tiles(run: Run, front: list[int], growth: figures.HypervolumeFacts | None) 
             "note": "summed over candidates",
         },
     ]
+
+
+def _unranked(run: Run) -> str:
+    """Which trained nets cannot be compared, in a sentence; empty where all can."""
+    if not (number := len(run.unranked)):
+        return ""
+    missing = [NUMBERS[o.name].title for o in run.objectives if run.unranked[o.name].isna().any()]
+    return (
+        f"{number} of {len(run.complete)} trained nets {'is' if number == 1 else 'are'} not ranked, for "
+        f"{' and '.join(missing)} could not be told, as where no image that it is a mean over holds its classes."
+    )
 
 
 def _leaders(run: Run, front: list[int], knee: int | None) -> list[dict[str, Any]]:
@@ -337,29 +352,43 @@ def _at_least(tau: float | None, bound: float | None) -> str:
 
 def _provenance(run: Run) -> dict[str, Any]:
     head = run.head
-    made = _table(head.get("provenance"))
-    commit = made.get("commit")
-    versions = ", ".join(f"{name} {number}" for name, number in _table(made.get("versions")).items() if number)
+    made = [_table(event.get("provenance")) for event in run.begun]
     machines = [_table(head.get("machine"))]
     for record in run.records:
         if asdict(record.machine) not in machines:
             machines.append(asdict(record.machine))
-    command = head.get("command") or "not recorded"
     return {
         "rows": [
-            ("Begun", made.get("time") or "not recorded"),
+            ("Begun", made[0].get("time") or "not recorded"),
             *(("Machine", _machine(machine)) for machine in machines if machine),
-            ("Versions", versions or "not recorded"),
-            ("Commit", f"{commit}{' with uncommitted changes' if made.get('dirty') else ''}" if commit
-             else "not recorded (not a checkout)"),
+            *(("Versions", versions) for versions in dict.fromkeys(map(_versions, made))),
+            *(("Commit", commit) for commit in dict.fromkeys(map(_commit, made))),
             ("Seed", f"{head['seed']} (sampler), {run.recipe.seed} (training), {run.task.seed} (data)"),
             ("Data", f"content {run.task.content}, task {run.task.digest()}"),
             ("Ledger", f"schema {head['schema']}, {run.path.name}/ledger.jsonl"),
             ("Page", f"onenet-bench {__version__}"),
         ],
-        "command": command if isinstance(command, str) else shlex.join(map(str, command)),
+        "commands": [_command(event) for event in run.begun],
         "remake": f"onenet-bench report {shlex.quote(str(run.path))}",
     }  # fmt: skip
+
+
+def _versions(made: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {number}" for name, number in _table(made.get("versions")).items() if number) or (
+        "not recorded"
+    )
+
+
+def _commit(made: Mapping[str, Any]) -> str:
+    commit = made.get("commit")
+    return f"{commit}{' with uncommitted changes' * bool(made.get('dirty'))}" if commit else (
+        "not recorded (not a checkout)"
+    )  # fmt: skip
+
+
+def _command(event: Mapping[str, Any]) -> str:
+    command = event.get("command") or "not recorded"
+    return command if isinstance(command, str) else shlex.join(map(str, command))
 
 
 def _machine(machine: Mapping[str, Any]) -> str:

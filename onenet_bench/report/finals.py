@@ -73,7 +73,8 @@ class Contestant:
 class FinalFacts:
     """The final trainings of a run. ``split`` is the one that decides; ``score`` the first score among the objectives;
     ``ended`` says whether all trainings were made; ``optimism`` is by how much the search's scores of the found nets
-    exceed the mean of their fresh seeds on the same validation split, on average."""
+    exceed the mean of their fresh seeds on the same validation split, on average. Where the search went on since, its
+    front has ``new`` nets that are not among the contestants, and ``gone`` of these stand on it no more."""
 
     score: str
     costs: tuple[str, ...]
@@ -82,6 +83,8 @@ class FinalFacts:
     contestants: tuple[Contestant, ...]
     ended: bool
     optimism: float | None
+    new: int
+    gone: int
 
     @property
     def ordered(self) -> list[Contestant]:
@@ -134,11 +137,12 @@ def final_facts(run: Run) -> FinalFacts | None:
                 probability=probability, failed=len(records) - len(whole),
             )
         )  # fmt: skip
+    front, trained = set(run.front["trial"].tolist()), {c.trial for c in contestants if c.trial is not None}
     gaps = [c.searched - c.validation.mean for c in contestants if c.searched is not None and c.validation]
     return FinalFacts(
         score=score, costs=costs, seeds=seeds, split=SPLITS[field], contestants=tuple(contestants),
         ended=sum(map(len, trainings)) == len(specs) * len(seeds),
-        optimism=statistics.fmean(gaps) if gaps else None,
+        optimism=statistics.fmean(gaps) if gaps else None, new=len(front - trained), gone=len(trained - front),
     )  # fmt: skip
 
 
@@ -202,6 +206,8 @@ def final_words(facts: FinalFacts) -> str:
         f"{_many(len(facts.found), 'net')} of the front and {_many(len(facts.planned), 'planned baseline')} were "
         f"trained with {_many(len(facts.seeds), 'fresh seed')}."
     ]
+    if moved := _moved(facts):
+        said.append(moved)
     if not facts.ended:
         said.append("Not all of these trainings have been made yet.")
     if any(c.probability is not None for c in facts.contestants):
@@ -218,6 +224,21 @@ def final_words(facts: FinalFacts) -> str:
             f"{'higher' if facts.optimism >= 0 else 'lower'} on validation, on average, than with fresh seeds."
         )
     return " ".join(said)
+
+
+def _moved(facts: FinalFacts) -> str:
+    """Whether the front has moved since, in a sentence; empty where it has not."""
+    if not facts.new and not facts.gone:
+        return ""
+    return (
+        f"Since then the search has gone on: {_many(facts.new, 'net')} of its front {_are(facts.new)} not among them, "
+        f"and {facts.gone} of them {_are(facts.gone)} no longer on it; sweep --resume RUN --final {len(facts.seeds)} "
+        "trains what is missing."
+    )
+
+
+def _are(number: int) -> str:
+    return "is" if number == 1 else "are"
 
 
 def _many(number: int, what: str) -> str:
@@ -246,7 +267,10 @@ def final_table(run: Path) -> Table | None:
     if facts is None:
         return None
     title = SCORES[facts.score].title
-    table = Table(title="trained anew: mean ± standard deviation over fresh seeds", title_justify="left")
+    table = Table(
+        title="trained anew: mean ± standard deviation over fresh seeds", title_justify="left",
+        caption=_moved(facts) or None, caption_justify="left",
+    )  # fmt: skip
     table.add_column("Net", overflow="fold")
     for heading in ("in the search,\nvalidation", "validation", "test", "on the front\nwith probability"):
         table.add_column(f"{title}\n{heading}" if "front" not in heading else heading, justify="right", no_wrap=True)

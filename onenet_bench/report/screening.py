@@ -19,7 +19,7 @@ from onenet_bench.report import survey, survey_words, words
 from onenet_bench.report.figures import AXIS, DOMINATED, FRONT, KNEE, LOOKS, cost_axis, spread
 from onenet_bench.report.html_file import write_html
 from onenet_bench.report.survey import Histogram, Pair, ScreeningFacts, StaticFront, title
-from onenet_bench.report.tables import NBSP, plain, show, show_apart
+from onenet_bench.report.tables import NBSP, plain, show, show_apart, show_limit
 
 LEAST, LARGEST = "#1b9e77", "#e7b416"
 """Colours of two fronts; the third has KNEE's, what fits FRONT's and the rest DOMINATED's."""
@@ -192,6 +192,7 @@ def build_screening(facts: ScreeningFacts, command: str) -> str:
         columns=COSTS,
         show=show,
         show_apart=show_apart,
+        show_limit=show_limit,
         version=__version__,
     )
 

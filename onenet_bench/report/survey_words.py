@@ -11,7 +11,7 @@ from rich.text import Text
 
 from onenet_bench.report.figures import spread
 from onenet_bench.report.survey import BUCKETED, LISTED, Net, ScreeningFacts, title
-from onenet_bench.report.tables import NBSP, plain, show, show_apart
+from onenet_bench.report.tables import NBSP, plain, show, show_apart, show_limit
 
 
 def percent(share: float | None) -> str:
@@ -29,10 +29,17 @@ def how_counted(facts: ScreeningFacts) -> str:
     if not facts.sampled:
         return f"All {facts.combinations:,} combinations were counted, every one exactly."
     return (
-        f"The space is too large to enumerate: {facts.counted:,} of its {facts.combinations:,} combinations were drawn "
-        "at random, with replacement, and each was counted exactly. Shares are estimates for the space, numbers of "
-        "nets are those of the sample, and fronts are at best close to those of the space."
+        f"The space has more combinations than are enumerated (--most): {facts.counted:,} of its "
+        f"{facts.combinations:,} combinations were drawn at random, with replacement, and each was counted exactly. "
+        "Shares are estimates for the space, numbers of nets are those of the sample, and fronts are at best close to "
+        "those of the space."
     )
+
+
+def how_many_repeat(facts: ScreeningFacts) -> str:
+    """How many of the combinations that make a net make one that was counted already, in words."""
+    repeated = facts.counted - facts.impossible - facts.distinct
+    return f"{repeated:,} more repeat{'s' * (repeated == 1)} one of them" if repeated else "none repeats another"
 
 
 def what_fits(facts: ScreeningFacts) -> str:
@@ -72,7 +79,7 @@ def terminal_table(facts: ScreeningFacts) -> Group:
     counts.show_header = False
     counts.add_row("combinations", f"{facts.combinations:,}", "")
     if facts.sampled:
-        counts.add_row("drawn at random", f"{facts.counted:,}", "the space is too large to enumerate")
+        counts.add_row("drawn at random", f"{facts.counted:,}", "more combinations than are enumerated (--most)")
     counts.add_row("make no net", f"{facts.impossible:,}", escape(facts.impossible_because))
     counts.add_row("distinct nets", f"{facts.distinct:,}", "")
     counts.add_row("within the budget", f"{facts.fitting:,}", percent(facts.fitting / facts.distinct))
@@ -81,8 +88,14 @@ def terminal_table(facts: ScreeningFacts) -> Group:
     if facts.limits:
         limits = _table("limit", "at most >", "nets within it >", "more would fit without it >", "least there is >")
         for limit in facts.limits:
-            at_most, least = show_apart(limit.cost, limit.at_most, limit.least)
-            limits.add_row(title(limit.cost), at_most, f"{limit.within:,}", f"{limit.more_without:,}", least)
+            _, least = show_apart(limit.cost, limit.at_most, limit.least)
+            limits.add_row(
+                title(limit.cost),
+                show_limit(limit.cost, limit.at_most),
+                f"{limit.within:,}",
+                f"{limit.more_without:,}",
+                least,
+            )
         parts += [Text(), limits]
     moved = [choice for choice in facts.choices if choice.moved >= 0.005][:6]
     if moved:

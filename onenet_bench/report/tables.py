@@ -35,7 +35,8 @@ COST_GROUPS: dict[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """A run as its ledger tells it. Rows stand in the order in which the trials ended."""
+    """A run as its ledger tells it. Rows stand in the order in which the trials ended; behind them those that were
+    stopped early and may still go on."""
 
     path: Path
     head: Mapping[str, Any]
@@ -43,14 +44,12 @@ class Run:
     records: tuple[Record, ...]
     frame: pd.DataFrame
     objectives: tuple[pareto.Objective, ...]
-    trials: int
-    """How many candidates were to be trained, as last asked for."""
     ended: str | None
     """Why the run ended; None where it did not (yet)."""
-    resumed: int
-    """How often it was taken up again."""
+    begun: tuple[Mapping[str, Any], ...]
+    """The events that began it and took it up again."""
     under_way: tuple[int, ...]
-    """Trials that were begun and have not ended."""
+    """Trials that were begun and have neither ended nor been stopped early."""
     audits: tuple[Mapping[str, Any], ...] = ()
     """The audits of early scores, in their order."""
     promoted: int = 0
@@ -69,6 +68,12 @@ class Run:
         return Recipe.from_dict(self.head["recipe"])
 
     @cached_property
+    def trials(self) -> int:
+        """How many candidates were to be trained, as last asked for."""
+        asked = [event["trials"] for event in self.begun if event.get("trials")]
+        return int(asked[-1]) if asked else 0
+
+    @cached_property
     def complete(self) -> pd.DataFrame:
         """The candidates with final scores."""
         return self.frame[self.frame["status"] == str(Status.COMPLETE)]
@@ -77,6 +82,11 @@ class Run:
     def front(self) -> pd.DataFrame:
         """The rows on the front of all objectives, best first objective first."""
         return pareto.front(self.frame, self.objectives)
+
+    @cached_property
+    def unranked(self) -> pd.DataFrame:
+        """The candidates with final scores of which an objective is not known: they can stand on no front."""
+        return self.complete[self.complete[[o.name for o in self.objectives]].isna().any(axis=1)]
 
     @cached_property
     def first_pair(self) -> tuple[pareto.Objective, pareto.Objective]:
@@ -104,25 +114,35 @@ def read_run(run: Path) -> Run:
     """Read the run in folder ``run``. Raises LedgerError where there is no ledger that can be read."""
     with ledger.understood(run):
         events = ledger.read_search(run)
-        records = ledger.records(events)
-        told = {record.trial for record in records}
+        told = ledger.records(events)
+        records = [*told, *_paused(events, {record.trial for record in told})]
+        known = {record.trial for record in records}
         asked = dict.fromkeys(event["trial"] for event in events if event["event"] == "ask")
         last = [event for event in events if event["event"] in ("run", "resume", "end")][-1]
-        trials = [event["trials"] for event in events if event["event"] in ("run", "resume") and event.get("trials")]
         return Run(
             path=run,
             head=events[0],
             records=tuple(records),
             frame=ledger.frame(records),
             objectives=pareto.objectives(events[0]["objectives"]),
-            trials=trials[-1] if trials else 0,
             ended=str(last.get("reason", "")) if last["event"] == "end" else None,
-            resumed=sum(event["event"] == "resume" for event in events),
-            under_way=tuple(trial for trial in asked if trial not in told),
+            begun=tuple(event for event in events if event["event"] in ("run", "resume")),
+            under_way=tuple(trial for trial in asked if trial not in known),
             audits=tuple(event for event in events if event["event"] == "audit"),
             promoted=sum(event["event"] == "promote" for event in events),
             epochs=len({(event["trial"], event["epoch"]) for event in events if event["event"] == "report"}),
         )
+
+
+def _paused(events: Iterable[Mapping[str, Any]], told: set[int]) -> list[Record]:
+    """The Records of candidates that were stopped early and not ``told`` yet: a search tells them when it ends."""
+    paused: dict[int, Record] = {}
+    for event in events:
+        if event["event"] == "pause":
+            paused[event["trial"]] = Record.from_dict(event["record"])
+        elif event["event"] == "promote":
+            paused.pop(event["trial"], None)
+    return [record for trial, record in paused.items() if trial not in told]
 
 
 def pairs(chosen: Sequence[pareto.Objective]) -> list[tuple[pareto.Objective, pareto.Objective]]:
@@ -186,10 +206,16 @@ def show(name: str, value: float | None) -> str:
 def show_apart(name: str, *values: float) -> list[str]:
     """``show`` of each of ``values``; in full where different ones would look the same."""
     shown = [show(name, value) for value in values]
-    if len(set(shown)) < len(set(values)):
-        unit = COSTS[name].unit
-        return [f"{value:,.12g}{NBSP}{unit}".rstrip(NBSP) for value in values]
-    return shown
+    return [_in_full(name, value) for value in values] if len(set(shown)) < len(set(values)) else shown
+
+
+def show_limit(name: str, value: float) -> str:
+    """A limit on a cost: rounded where that is no other number, else in full."""
+    return show(name, value) if float(f"{value:.2e}") == value else _in_full(name, value)
+
+
+def _in_full(name: str, value: float) -> str:
+    return f"{value:,.12g}{NBSP}{COSTS[name].unit}".rstrip(NBSP)
 
 
 def _decimals(value: float) -> int:

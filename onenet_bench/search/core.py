@@ -288,7 +288,7 @@ class Core:
             del self._paused[trial]
             self._told(record)
         failed = sum(record.status is Status.FAILED for record in self.records)
-        self.ended = f"{reason}; {failed} failed" if failed else reason
+        self.ended = f"{reason}; {failed} of the trainings failed" if failed else reason
 
     # Reporting and telling ---------------------------------------------------------------------------
 

@@ -239,10 +239,11 @@ class Halving:
             return f"candidates may be stopped from epoch {self.rungs[first].epoch} on"
         if not rows:
             return "nobody is stopped: no epoch before the last was reported"
-        said = [f"{name} is {'not defined' if (tau := rows[-1][name]) is None else format(tau, '.2f')}"
+        row = [row for row in rows if not row["passed"]][-1]
+        said = [f"{name} is {'not defined' if (tau := row[name]) is None else format(tau, '.2f')}"
                 for name in ("kendall", "like_cost")]  # fmt: skip
-        return (f"nobody is stopped: at epoch {rows[-1]['epoch']}, {' and '.join(said)}, where one is needed that is "
-                f"surely above {AGREEMENT}")  # fmt: skip
+        return (f"nobody is stopped: at epoch {row['epoch']}, {' and '.join(said)} for {row['score']}, where one is "
+                f"needed that is surely above {AGREEMENT}")  # fmt: skip
 
 
 def length(recipe: Recipe, progress: Mapping[str, Any]) -> tuple[int, int]:

@@ -67,8 +67,8 @@ def start(
 
 
 def resume(
-    folder: Path, engine: Engine, *, trials: int | None, window: int | None = None, memory_mib: float | None = None,
-    final: int = 0,
+    folder: Path, engine: Engine, *, command: str, trials: int | None, window: int | None = None,
+    memory_mib: float | None = None, final: int = 0,
 ) -> Core:  # fmt: skip
     """Go on with the run in ``folder``, to ``trials`` candidates where given, and until its front has stood still for
     ``window``. Trials in flight go on from their last checkpoint."""
@@ -82,7 +82,7 @@ def resume(
         _keep(data.load(search.task).validation, search.task, folder)  # the same data must still be there
         with ledger.understood(folder):
             core = Core(book, events[1:], search, memory_mib=memory_mib)
-        book.append("resume", {**asked, "provenance": provenance()})
+        book.append("resume", {**asked, "command": command, "provenance": provenance()})
         return _carry_out(core, book, folder, engine, final)
 
 

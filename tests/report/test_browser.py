@@ -3,6 +3,7 @@ dialog, and on any request beyond the file itself."""
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -369,3 +370,15 @@ def test_nothing_sticks_out_sideways(reader: Reader, width: int) -> None:
     page.wait_for_selector("#details .curve .point")
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     assert page.locator("#details").evaluate("panel => panel.scrollWidth - panel.clientWidth") == 0
+
+
+def test_charts_are_as_wide_as_the_paper_when_printed(reader: Reader) -> None:
+    page = reader.read("example")
+    widths = "[...document.querySelectorAll('.chart')].map((c) => c.querySelector('.main-svg').clientWidth)"
+    on_screen = page.evaluate(widths)
+    assert max(on_screen) > 680
+    page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    assert max(page.evaluate(widths)) <= 680
+    assert page.evaluate(widths) == page.evaluate("[...document.querySelectorAll('.chart')].map((c) => c.clientWidth)")
+    page.evaluate("dispatchEvent(new Event('afterprint'))")
+    reader.until(f"JSON.stringify({widths}) === '{json.dumps(on_screen, separators=(',', ':'))}'")

@@ -16,7 +16,7 @@ from onenet_bench import ledger, pareto
 from onenet_bench.ledger import Ledger
 from onenet_bench.record import SCHEMA, Record, Status
 from onenet_bench.report import build_page
-from onenet_bench.report.finals import Spread, final_facts, final_rows, final_words, rows_of
+from onenet_bench.report.finals import Spread, final_facts, final_rows, final_table, final_words, rows_of
 from onenet_bench.report.tables import read_run
 from tests.report.conftest import MakeRun, Written, net, scores_of
 
@@ -30,10 +30,10 @@ def nets_of(run: Written, most: int = 3) -> list[Record]:
 
 def write_final(
     run: Written, scores: Mapping[str, Sequence[float]], *, seeds: Sequence[int] = SEEDS, test: bool = True,
-    baseline: bool = True,
+    baseline: bool = True, most: int = 3,
 ) -> list[Record]:  # fmt: skip
-    """Final trainings of three nets of the front and of one baseline: ``scores`` by name, one a seed."""
-    found = nets_of(run)
+    """Final trainings of ``most`` nets of the front and of one baseline: ``scores`` by name, one a seed."""
+    found = nets_of(run, most)
     nets = [{"name": f"trial {r.trial}", "trial": r.trial, "spec": r.spec.to_dict()} for r in found if r.spec]
     by_name = {f"trial {r.trial}": r for r in found}
     if baseline:
@@ -88,6 +88,32 @@ def test_means_deviations_and_the_searchs_luck(run: Written) -> None:
     lucky = statistics.fmean(searched[name] - np.mean(values[name]) - 0.01 for name in names)
     assert facts.optimism == pytest.approx(lucky)
     assert f"{abs(lucky):.3f} {'higher' if lucky >= 0 else 'lower'}" in final_words(facts)
+
+
+def test_a_front_that_has_moved_since_says_so(run: Written) -> None:
+    found = nets_of(run)
+    write_final(run, {f"trial {r.trial}": (0.7, 0.71, 0.72) for r in found}, baseline=False)
+    book = run.path / "final" / ledger.FILE
+    events = [json.loads(line) for line in book.read_text().splitlines()]
+    front = set(read_run(run.path).front["trial"])
+    other = next(r for r in run.records if r.status is Status.COMPLETE and r.trial not in front)
+    events[0]["contestants"][0]["trial"] = other.trial  # was on it when it was trained
+    book.write_text("".join(json.dumps(event) + "\n" for event in events))
+    facts, table = final_facts(read_run(run.path)), final_table(run.path)
+    assert facts is not None
+    assert table is not None
+    assert (facts.new, facts.gone) == (len(front) - 2, 1)
+    said = f"{len(front) - 2} nets of its front are not among them, and 1 of them is no longer on it"
+    assert said in final_words(facts)
+    assert said in str(table.caption)
+
+
+def test_a_front_of_which_all_nets_were_trained_anew_has_not_moved(run: Written) -> None:
+    found = nets_of(run, most=99)
+    write_final(run, {f"trial {r.trial}": (0.7,) for r in found}, seeds=(1,), baseline=False, most=99)
+    facts = final_facts(read_run(run.path))
+    assert facts is not None
+    assert "Since then" not in final_words(facts)
 
 
 def test_rows_are_numbers(run: Written) -> None:

@@ -34,7 +34,7 @@ from onenet_bench.report import build_page, details, page, write_report
 from onenet_bench.report.details import levels
 from onenet_bench.report.facts import page_facts
 from onenet_bench.report.pictures import image_uri, mask_uri
-from onenet_bench.report.tables import read_run
+from onenet_bench.report.tables import read_run, show_limit
 from tests.report.conftest import RESOLUTION, MakeRun, Written, scenes
 
 GOLDEN = Path(__file__).parent / "golden_facts.json"
@@ -249,6 +249,54 @@ def test_a_run_without_a_complete_net(make_run: MakeRun) -> None:
     assert "so there is no front" in outline.text
     assert outline.data()["panels"] == []
     assert outline.data()["hypervolume"] is None
+
+
+def test_candidates_that_were_stopped_and_may_go_on_are_stopped_not_under_way(make_run: MakeRun) -> None:
+    run = make_run(ended=False, under_way=3)
+    with Ledger(run.path, create=False) as book:
+        stopped = [replace(run.records[2], trial=trial, status=Status.STOPPED, reason="weak") for trial in (40, 41)]
+        for record in stopped:
+            book.append("pause", {"trial": record.trial, "record": record.to_dict()})
+        book.append("promote", {"trial": 41})
+    facts = page_facts(read_run(run.path))
+    before = sum(record.status is Status.STOPPED for record in run.records)
+    assert next(tile["value"] for tile in facts["tiles"] if tile["name"] == "stopped early") == str(before + 1)
+    assert "; 2 were under way." in facts["state"]["text"]
+    assert any(group["reason"] == "weak" and group["count"] == 1 for group in facts["reasons"])
+    with Ledger(run.path, create=False) as book:
+        book.append("end", {"reason": "interrupted"})
+    assert "; 2 were under way." in page_facts(read_run(run.path))["state"]["text"]
+
+
+def test_a_net_whose_objective_is_not_known_is_not_ranked(make_run: MakeRun) -> None:
+    run = make_run()
+    path = run.path / "ledger.jsonl"
+    trained = [record.trial for record in run.records if record.status is Status.COMPLETE]
+    for without in ({trained[0]}, set(trained)):
+        events = [json.loads(line) for line in path.read_text().splitlines()]
+        for event in events:
+            if event["event"] == "tell" and event["record"]["trial"] in without:
+                event["record"]["scores"].pop("miou", None)
+        path.write_text("".join(json.dumps(event) + "\n" for event in events))
+        outline = Outline(build_page(run.path))
+        number = f"{len(without)} of {len(trained)} trained nets {'is' if len(without) == 1 else 'are'} not ranked"
+        assert f"{number}, for mIoU could not be told" in outline.text
+    assert "There is no front." in outline.text
+    assert "No candidate has been trained" not in outline.text
+
+
+def test_every_command_and_commit_of_a_run_is_told(copy: Written) -> None:
+    with Ledger(copy.path, create=False) as book:
+        book.append("resume", {"trials": 50, "command": "again", "provenance": {"commit": "2e" * 20}})
+        book.append("resume", {"trials": None, "provenance": {"commit": "2e" * 20}})  # of an older version
+    provenance = page_facts(read_run(copy.path))["provenance"]
+    assert provenance["commands"][1:] == ["again", "not recorded"]
+    assert [text for name, text in provenance["rows"] if name == "Commit"] == ["1f" * 20, "2e" * 20]
+
+
+def test_a_budget_is_told_in_full_where_it_is_no_round_number() -> None:
+    assert [show_limit("parameters", value) for value in (1e6, 1_234_567, 4999)] == ["1.00\xa0M", "1,234,567", "4,999"]
+    assert [show_limit("peak_inference_mib", value) for value in (0.5, 1234.5)] == ["0.500\xa0MiB", "1,234.5\xa0MiB"]
 
 
 def test_a_run_that_has_only_begun(make_run: MakeRun) -> None:

@@ -241,6 +241,18 @@ def test_what_fits_is_said_in_a_sentence(budget: list[str], sentence: str) -> No
     assert ("Where to begin" in page) == (said.fitting > 0)
 
 
+def test_combinations_that_make_no_net_repeat_none() -> None:
+    said = facts_of("depth_scale", [Budget.parse("parameters <= 1234567")])
+    page = build_screening(said, "onenet-bench screen")
+    assert "<span>distinct nets</span><small>none repeats another</small>" in page
+    assert page.count("1,234,567") == 2  # of the budget, and in the table of limits
+    assert "Peak inference memory (MiB)</figcaption>" in page
+    same = SearchSpace(name="same", choices={"width": (4,), "kernel": (0, 9)}, net={"depth": 1, "width": "$width",
+                       "encoder": "conv2d", "spatial_kernel": "$kernel"})  # fmt: skip
+    said = screening_facts(screen(same, 8, classes=2), [])
+    assert survey_words.how_many_repeat(said) == "1 more repeats one of them"
+
+
 def test_a_space_without_a_net_is_refused() -> None:
     with pytest.raises(
         SpaceError, match=r"none of the 540 combinations of depth_scale .* the first: the height must be"

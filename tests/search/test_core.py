@@ -186,7 +186,10 @@ def test_a_ledger_that_makes_no_sense_is_one_sentence(tmp_path: Path, damage: st
     lines = len(events)
     DAMAGE[damage](events)
     (tmp_path / ledger.FILE).write_text("".join(json.dumps(event) + "\n" for event in events))
-    uses = [lambda: sweep.resume(tmp_path, lambda *_, **__: None, trials=None), lambda: tables.read_run(tmp_path)]
+    uses = [
+        lambda: sweep.resume(tmp_path, lambda *_, **__: None, command="again", trials=None),
+        lambda: tables.read_run(tmp_path),
+    ]
     for use in uses[: 1 if "missing" in damage else 2]:  # a report can do without a proposal
         with pytest.raises(LedgerError, match="restore the") as caught:
             use()
@@ -202,11 +205,18 @@ def test_what_a_package_lacks_is_no_damage_of_the_ledger(tmp_path: Path) -> None
 def test_a_reproduction_is_no_search(tmp_path: Path) -> None:
     with Ledger(tmp_path, create=True) as book:
         book.append("run", {"schema": SCHEMA, "table": "table1"})
-    for use in (tables.read_run, lambda run: sweep.resume(run, lambda *_, **__: None, trials=None)):
+    for use in (tables.read_run, lambda run: sweep.resume(run, lambda *_, **__: None, command="again", trials=None)):
         with pytest.raises(
             LedgerError, match="is a reproduction of table1; its page is made by onenet-bench reproduce"
         ):
             use(tmp_path)  # type: ignore[operator]
+
+
+def test_final_trainings_are_no_search(tmp_path: Path) -> None:
+    with Ledger(tmp_path / "run" / "final", create=True) as book:
+        book.append("run", {"schema": SCHEMA, "contestants": [], "seeds": [1]})
+    with pytest.raises(LedgerError, match=f"holds the final trainings of one, .* name {tmp_path / 'run'}$"):
+        tables.read_run(tmp_path / "run" / "final")
 
 
 def test_a_failed_trial_keeps_the_epochs_of_before_it_was_taken_up_again(tmp_path: Path) -> None:
@@ -226,7 +236,7 @@ def test_a_failed_trial_keeps_the_epochs_of_before_it_was_taken_up_again(tmp_pat
     assert row.history == (epoch,)
     assert row.seconds == 7.0
     assert core.ask() is None
-    assert core.ended == "1 candidate was trained; 1 failed"
+    assert core.ended == "1 candidate was trained; 1 of the trainings failed"
 
 
 def share_of_good_proposals(run: Path, sampler: str) -> float:

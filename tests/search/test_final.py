@@ -101,10 +101,10 @@ def test_without_final_nothing_is_trained_anew(tmp_path: Path) -> None:
 def test_an_interruption_costs_no_training_and_doubles_none(tmp_path: Path, most: int) -> None:
     run = tmp_path / "run"
     sweep.start(search(), run, pretend(), command="test")
-    core = sweep.resume(run, pretend(most), trials=None, final=2)
+    core = sweep.resume(run, pretend(most), command="again", trials=None, final=2)
     assert core.ended == "interrupted"
     assert len(made(run)) == most
-    core = sweep.resume(run, pretend(), trials=None, final=2)
+    core = sweep.resume(run, pretend(), command="again", trials=None, final=2)
     assert core.ended != "interrupted"
     facts = final_facts(read_run(run))
     assert facts is not None
@@ -118,9 +118,9 @@ def test_more_seeds_later_train_only_what_is_missing(tmp_path: Path) -> None:
     run = tmp_path / "run"
     sweep.start(search(), run, pretend(), command="test", final=1)
     before = len(made(run))
-    sweep.resume(run, pretend(), trials=None, final=3)
+    sweep.resume(run, pretend(), command="again", trials=None, final=3)
     assert len(made(run)) == 3 * before
-    sweep.resume(run, pretend(0), trials=None, final=2)  # fewer: they are all there already
+    sweep.resume(run, pretend(0), command="again", trials=None, final=2)  # fewer: they are all there already
     assert len(made(run)) == 3 * before
 
 
@@ -128,7 +128,7 @@ def test_a_front_that_moved_is_trained_too(tmp_path: Path) -> None:
     run = tmp_path / "run"
     sweep.start(search(trials=1), run, pretend(), command="test", final=1)
     before = {r.spec.digest() for r in made(run) if r.spec}
-    core = sweep.resume(run, pretend(), trials=7, final=1)
+    core = sweep.resume(run, pretend(), command="again", trials=7, final=1)
     after = [r.spec.digest() for r in made(run) if r.spec]
     assert len(after) == len(set(after))
     front = set(read_run(run).front["trial"])
@@ -181,13 +181,15 @@ def test_a_search_that_stands_still_ends_and_stays_ended_until_it_is_told_not_to
     core = sweep.start(asked, tmp_path / "run", pretend(), command="test")
     assert "over the last 1 trained candidates" in core.ended
     assert len(core.records) < 8
-    again = sweep.resume(tmp_path / "run", pretend(), trials=8)
+    again = sweep.resume(tmp_path / "run", pretend(), command="again", trials=8)
     assert len(again.records) == len(core.records)
     assert again.ended == core.ended
 
-    further = sweep.resume(tmp_path / "run", pretend(), trials=None, window=0)
+    further = sweep.resume(tmp_path / "run", pretend(), command="again", trials=None, window=0)
     assert len(further.records) == 8
-    assert "over the last" not in sweep.resume(tmp_path / "run", pretend(), trials=None).ended  # it remembers
+    assert (
+        "over the last" not in sweep.resume(tmp_path / "run", pretend(), command="again", trials=None).ended
+    )  # it remembers
 
 
 @pytest.mark.slow

@@ -118,7 +118,7 @@ def test_ctrl_c_leaves_a_run_that_goes_on(tmp_path: Path, monkeypatch: pytest.Mo
     assert core.ended == "interrupted"
     assert not multiprocessing.active_children()
     assert ledger.read(tmp_path / "run")[-1] == {"event": "end", "reason": "interrupted"}
-    core = sweep.resume(tmp_path / "run", Orders(workers=2, threads=1).make(), trials=5)
+    core = sweep.resume(tmp_path / "run", Orders(workers=2, threads=1).make(), command="again", trials=5)
     assert core.ended == "5 candidates were trained"
     rows = ledger.records(ledger.read(tmp_path / "run"))
     assert sorted(r.trial for r in rows) == [0, 1, 2, 3, 4]

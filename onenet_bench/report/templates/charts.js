@@ -24,6 +24,18 @@ function erase(where) {
   if (drawn.delete(where)) Plotly.purge(where);
 }
 
+// On paper charts have the width that is left there: a page is laid out for it before it is drawn.
+const PAPER = "680px"; // A4 and Letter, within their margins
+
+addEventListener("beforeprint", () => {
+  document.body.style.width = PAPER;
+  drawn.forEach((_, where) => Plotly.relayout(where, { width: where.clientWidth, height: where.clientHeight }));
+});
+addEventListener("afterprint", () => {
+  document.body.style.width = "";
+  drawn.forEach((_, where) => Plotly.relayout(where, { width: null, height: null, autosize: true }));
+});
+
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () =>
   drawn.forEach(([figure, buttons], where) => draw(where, figure, buttons)));
 

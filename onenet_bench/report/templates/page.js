@@ -89,7 +89,7 @@
   function classes(net) {
     const names = Object.keys(net.per_class);
     if (!names.length) return null;
-    const titles = { iou: "IoU", dice: "Dice" };
+    const titles = { iou: "IoU", dice: "Dice", ap50: "AP50", ce: "Cross-entropy" };
     return el("table", {},
       el("thead", {}, el("tr", {}, el("th", { scope: "col" }, "Class"),
         ...names.map((name) => el("th", { scope: "col", class: "n" }, titles[name] || name)))),
@@ -136,7 +136,8 @@
     const close = el("button", { type: "button", class: "close" }, "Close");
     close.addEventListener("click", shut);
     const place = net.status !== "complete" ? STATUS[net.status] : trial === DATA.knee ? "knee of the front"
-      : DATA.front.includes(trial) ? "on the front" : "dominated";
+      : DATA.front.includes(trial) ? "on the front"
+      : DATA.objectives.some((name) => net.values[name] === undefined) ? "not ranked" : "dominated";
     const parts = [el("h2", {}, net.label), close,
       el("p", { class: "note" }, `trial ${trial} · ${net.digest} · ${place} · ${net.seconds}`)];
     if (net.reason) parts.push(el("p", {}, net.reason));
@@ -228,7 +229,6 @@
   document.addEventListener("keydown", (event) => {
     if (event.key === "Escape" && !details.hidden) shut();
   });
-  window.addEventListener("beforeprint", () => panels.forEach((panel) => Plotly.Plots.resize(panel.where)));
   const linked = location.hash.match(/^#trial-(\d+)$/);
   if (linked) open(Number(linked[1]), null);
 })();
