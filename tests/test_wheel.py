@@ -44,6 +44,12 @@ def test_the_wheel_is_what_runs(installed: Path, tmp_path: Path) -> None:
     assert where.stdout.startswith(str(installed))
 
 
+def test_types_and_licence_come_with_the_wheel(installed: Path) -> None:
+    assert (installed / "onenet_bench" / "py.typed").exists()
+    (licence,) = installed.glob("*.dist-info/licenses/LICENSE")
+    assert licence.read_bytes() == (ROOT / "LICENSE").read_bytes()
+
+
 def test_spaces_come_with_the_wheel(installed: Path, tmp_path: Path) -> None:
     assert [s["name"] for s in json.loads(call(installed, tmp_path, "spaces", "--json"))] == space.names()
 
