@@ -101,7 +101,10 @@ def _asked(run: Run) -> list[tuple[str, str]]:
         ("Training", describe_recipe(run.recipe)),
         ("Objectives", "; ".join(aims)),
         ("Budget", "; ".join(limits) or "none"),
-        ("Sampler", f"{run.head['sampler']}, seed {run.head['seed']}, {run.trials} candidates to train"),
+        (
+            "Sampler",
+            f"{run.head['sampler']}, seed {run.head['seed']}, {run.trials} candidate{'s' * (run.trials != 1)} to train",
+        ),
         *([("Warm start", f"{len(known)} trainings of an earlier run")] if (known := run.head.get("earlier")) else []),
         *([("Latency", describe_latency(timed))] if (timed := run.head.get("latency")) else []),
     ]
