@@ -47,12 +47,14 @@ IMAGES = 8
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Source:
-    """What is exported. ``task`` is what a checkpoint was trained on, or the data that was named."""
+    """What is exported. ``task`` is what a checkpoint was trained on, or the data that was named. ``notes`` are
+    sentences on what may make scores mean something else."""
 
     name: str
     net: models.UNet
     trained: bool
     task: Task | None
+    notes: tuple[str, ...] = ()
 
 
 def open_source(net: str, data_name: str | None = None, resolution: int | None = None) -> Source:
@@ -66,7 +68,8 @@ def open_source(net: str, data_name: str | None = None, resolution: int | None =
         opened = inference.open_checkpoint(path)
         task = opened.task
         if data_name is not None and data_name != task.data:
-            task = data.open_task(data_name, resolution=resolution or task.resolution, seed=task.seed)
+            task = data.open_task(data_name, resolution=resolution or task.resolution, seed=task.seed, white=task.white)
+        note = inference.white_note(opened, task)
         spec = opened.net.spec
         if (task.classes, task.in_channels) != (spec.classes, spec.in_channels):
             raise DataError(
@@ -76,7 +79,7 @@ def open_source(net: str, data_name: str | None = None, resolution: int | None =
             )
         folder = path.resolve().parent
         of = f"{folder.parent.name}-" if folder.name == "weights" else ""  # a run, which numbers its files
-        return Source(name=f"{of}{path.stem}", net=opened.net, trained=True, task=task)
+        return Source(name=f"{of}{path.stem}", net=opened.net, trained=True, task=task, notes=(note,) if note else ())
     spec, named = zoo.read(net), None
     if data_name is not None:
         named = data.open_task(data_name, resolution=resolution or RESOLUTION)
@@ -177,7 +180,7 @@ def export(
     try:
         if task is not None and task.resolution != side:
             sizes = {split: getattr(task, split) for split in SPLITS}
-            task = data.open_task(task.data, resolution=side, seed=task.seed, **sizes)
+            task = data.open_task(task.data, resolution=side, seed=task.seed, white=task.white, **sizes)
             source = replace(source, task=task)
         splits = data.load(task) if task else None
     except DataError:
@@ -299,8 +302,7 @@ def _facts(source: Source, shape: Shape, form: str, cut: bool) -> dict[str, Any]
         "task": task.to_dict() if task else None,
         "input": {
             "name": onnx.INPUT, "type": "float32", "layout": "NCHW", "shape": ["batch", *shape], "range": [0, 1],
-            "preparation": f"stretched to {shape[1]} x {shape[2]} pixels, bytes divided by 255"
-            + ("; red, green, blue" if shape[0] == 3 else ""),
+            "preparation": _preparation(task, shape),
             "normalisation": "inside the net" if spec.normalise else "none",
         },
         "output": {
@@ -314,6 +316,16 @@ def _facts(source: Source, shape: Shape, form: str, cut: bool) -> dict[str, Any]
         ],
         "costs": counted,
     }  # fmt: skip
+
+
+def _preparation(task: Task | None, shape: Shape) -> str:
+    """How an image of the task comes to the net, in words."""
+    white = task.white if task else None
+    return "; ".join([
+        *([f"values of 16 bits divided by {white}, at most 1, times 255, rounded"] if white else []),
+        f"stretched to {shape[1]} x {shape[2]} pixels, bytes divided by 255",
+        *(["red, green, blue"] if shape[0] == 3 else []),
+    ])  # fmt: skip
 
 
 def _digest(net: nn.Module) -> str:

@@ -124,7 +124,7 @@ def score(
     check_resolution(spec, side, side)
     name = trained.data if data_name is None else data_name
     sizes = {part: getattr(trained, part) for part in SPLITS} if name == trained.data else {}
-    task = data.open_task(name, resolution=side, seed=trained.seed, **sizes)
+    task = data.open_task(name, resolution=side, seed=trained.seed, white=trained.white, **sizes)
     for what, of_net, of_data in (
         ("classes", spec.classes, task.classes),
         ("channels", spec.in_channels, task.in_channels),
@@ -144,6 +144,8 @@ def score(
         )
     if name == trained.data and side == trained.resolution and task.content != trained.content:
         notes.append(f"{name} has changed since the training, so that its {split} split may hold images trained on")
+    if (note := white_note(checkpoint, task)) is not None:
+        notes.append(note)
     samples = getattr(data.load(task), split)
     scores = training.evaluate_split(
         checkpoint.net, samples, classes=task.classes, background=task.background, ignore_index=task.ignore_index,
@@ -156,6 +158,16 @@ def score(
         scores={key: value for key, value in scores.items() if key != "per_class"},
         per_class=dict(scores["per_class"]),
         notes=tuple(notes),
+    )
+
+
+def white_note(checkpoint: Checkpoint, task: Task) -> str | None:
+    """A sentence where the 16-bit images of ``task`` are not scaled as those were that the net was trained on."""
+    if task.white is None or checkpoint.task.white is not None or task.content == checkpoint.task.content:
+        return None
+    return (
+        f"{checkpoint.path} does not say which value of 16-bit images was white in training, so that those of "
+        f"{task.data} are scaled by their own largest value, {task.white}"
     )
 
 
@@ -246,8 +258,9 @@ def _device(net: models.UNet) -> torch.device:
 class Reading:
     """How files are read.
 
-    ``tile``: at their own scale. ``white``: the value of 16-bit images that becomes 255; in training that was the
-    largest in any image. ``modality``: ``ct`` or ``mri``, for volumes; None: as the data that the net was trained on.
+    ``tile``: at their own scale. ``white``: the value of 16-bit images that becomes 255; None: as in training, where
+    that was the largest in any image. ``modality``: ``ct`` or ``mri``, for volumes; None: as the data that the net was
+    trained on.
     """
 
     tile: bool = False
@@ -373,7 +386,7 @@ def predict(checkpoint: Checkpoint, planned: Sequence[Job], reading: Reading) ->
 
 
 def _image(checkpoint: Checkpoint, job: Job, reading: Reading) -> Prediction:
-    image = _pixels(job.source, checkpoint.net.spec.in_channels, reading.white)  # (H, W, C)
+    image = _pixels(job.source, checkpoint.net.spec.in_channels, reading.white or checkpoint.task.white)
     mask = segment(checkpoint.net, image, side=checkpoint.task.resolution, tile=reading.tile)  # (H, W)
     _write(job.overlay, lambda path: _overlay(checkpoint.task, image, mask).save(path, format="PNG"))
     _write(job.mask, lambda path: _paletted(checkpoint.task, mask).save(path, format="PNG"))
@@ -424,11 +437,7 @@ def _pixels(path: Path, channels: int, white: int | None) -> Bytes:
             f"{path} has 16 bits, and what is white in them is not known; give the largest value of the training "
             "images as --white"
         )
-    image = folder.read_image(path, channels)  # (H, W, C)
-    if image.dtype == np.uint16:
-        scale = white or 65535
-        image = np.rint(np.minimum(image, scale) * (255 / scale))
-    return image.astype(np.uint8)
+    return folder.to_bytes(folder.read_image(path, channels), white or 65535)
 
 
 def _read_volume(path: Path, checkpoint: Checkpoint, modality: str | None) -> Bytes:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from onenet_bench.errors import DataError
@@ -21,7 +21,8 @@ class Task:
     found there, so that two tasks of one name over changed files are not the same task.
     ``train``, ``validation`` and ``test`` are numbers of images. ``resolution`` is the side of the square
     input in pixels. Class indices run from 0; ``background`` is one of them; pixels marked
-    ``ignore_index`` count nowhere. ``seed`` decides split and, for generated data, content.
+    ``ignore_index`` count nowhere. ``seed`` decides split and, for generated data, content. ``white`` is the value of
+    16-bit images that becomes 255; None where there are none, and in tasks of versions that did not keep it.
     """
 
     data: str
@@ -35,6 +36,7 @@ class Task:
     seed: int = 0
     background: int = 0
     ignore_index: int = 255
+    white: int | None = None
 
     def __post_init__(self) -> None:
         if self.resolution < 1:
@@ -62,7 +64,8 @@ class Task:
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON-ready values."""
-        return {**{f.name: getattr(self, f.name) for f in fields(self)}, "class_names": list(self.class_names)}
+        values = {**{f.name: getattr(self, f.name) for f in fields(self)}, "class_names": list(self.class_names)}
+        return values if self.white is not None else {name: values[name] for name in values if name != "white"}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Task:
@@ -70,5 +73,7 @@ class Task:
         return cls(**{**values, "class_names": tuple(values["class_names"])})
 
     def digest(self) -> str:
-        """A name for this task: equal tasks have equal digests."""
-        return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()[:12]
+        """A name for this task: equal tasks have equal digests. ``white`` is not in it: in training it follows from the
+        content."""
+        values = replace(self, white=None).to_dict()
+        return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]

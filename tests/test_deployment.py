@@ -5,10 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from typer.testing import CliRunner
 
 from onenet_bench import costs, data, deployment, inference, models, zoo
@@ -151,6 +154,28 @@ def test_an_export_of_another_net_is_not_replaced(tmp_path: Path) -> None:
         assert "an export replaces none of another net or of other weights" in str(done.exception or done.output)
         assert (tmp_path / "out" / "net.pt2").read_bytes() == before
     assert first["weights_digest"] == deployment._digest(deployment.open_source(str(spec)).net)
+
+
+def test_the_card_says_which_value_of_16_bits_is_white(tmp_path: Path) -> None:
+    """That of the images trained on, whatever others are exported with."""
+    names = {}
+    for name, white in (("own", 4000), ("other", 1000)):
+        names[name] = f"folder:{tmp_path / name}"
+        for i in range(3):
+            image, mask = np.full((32, 32), white, np.uint16), np.eye(32, dtype=np.uint8)
+            for part, values in (("images", image), ("masks", mask)):
+                (tmp_path / name / part).mkdir(parents=True, exist_ok=True)
+                Image.fromarray(values).save(tmp_path / name / part / f"{i}.png")
+    task = data.open_task(names["own"], resolution=32)
+    net = models.build(replace(SPEC, classes=2, in_channels=1))
+    for white, said, notes in ((4000, 4000, 0), (None, 1000, 1)):
+        facts = {"task": replace(task, white=white).to_dict(), "recipe": Recipe().to_dict()}
+        models.save_checkpoint(net, tmp_path / "net.safetensors", facts)
+        source = deployment.open_source(str(tmp_path / "net.safetensors"), names["other"])
+        assert len(source.notes) == notes
+        (one,) = deployment.export(source, "torch-export", tmp_path / "out")
+        assert one.card["check"]["images"] == 1
+        assert one.card["input"]["preparation"].startswith(f"values of 16 bits divided by {said}, at most 1, times 255")
 
 
 def test_torch_export_runs_again_and_a_net_without_weights_says_so(tmp_path: Path) -> None:

@@ -495,6 +495,36 @@ def test_other_data_and_resolutions_can_be_scored(scored_task: Task, tmp_path: P
         inference.score(colour, name)
 
 
+def dark_and_bright(root: Path, white: int) -> str:
+    """A folder data set of 16-bit images: half of each is ``white`` and marked so, the rest a quarter of it."""
+    on = np.arange(SIDE)[None] < np.full((SIDE, 1), SIDE // 2)
+    for part, values in {"images": np.where(on, white, white // 4).astype(np.uint16), "masks": on}.items():
+        (root / part).mkdir(parents=True)
+        for i in range(3):
+            Image.fromarray(values).save(root / part / f"{i}.png")
+    return f"folder:{root}"
+
+
+def test_other_images_of_16_bits_are_scaled_as_those_trained_on(tmp_path: Path) -> None:
+    """White is 4000 of the training's; another camera's 1000 is dark then, though its folder holds nothing brighter."""
+    task = data.open_task(dark_and_bright(tmp_path / "own", 4000), resolution=SIDE)
+    other = dark_and_bright(tmp_path / "other", 1000)
+    checkpoint = save(tmp_path, threshold(), task)
+    assert inference.score(checkpoint).scores["pixel_accuracy"] == 1
+    found = inference.score(checkpoint, other)
+    assert (found.task.white, found.notes) == (4000, ())
+    assert found.scores["pixel_accuracy"] == 0.5
+    (done,) = run(checkpoint, [tmp_path / "other/images/0.png"], tmp_path / "out")
+    assert isinstance(done, Prediction), done
+    assert done.pixels == (SIDE * SIDE, 0)
+    older = save(tmp_path, threshold(), replace(task, white=None))  # of a version that did not keep it
+    assert inference.score(older).notes == ()
+    found = inference.score(older, other)
+    (note,) = found.notes
+    assert re.search(r"does not say which value .* of folder:.*other are scaled by their own largest value, 1000", note)
+    assert found.scores["pixel_accuracy"] == 1
+
+
 def test_changed_data_is_said(scored_task: Task, tmp_path: Path) -> None:
     checkpoint = save(tmp_path, drawn(classes=8, channels=3), replace(scored_task, content="another"))
     (note,) = inference.score(checkpoint).notes

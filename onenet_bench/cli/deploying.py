@@ -42,6 +42,8 @@ def export(
     )  # fmt: skip
     if not source.trained:
         print(f"onenet-bench: {net} has no weights: its file computes with random ones", file=sys.stderr)
+    for note in source.notes:
+        print(f"onenet-bench: {note}", file=sys.stderr)
     for one in done:
         if not one.accepted:
             print(

@@ -73,7 +73,7 @@ def predict(
     images: Annotated[list[Path], typer.Argument(help="PNG, JPEG, TIFF, NPY and NIfTI files, or folders of them.")],
     out: Annotated[Path, typer.Option(help="The folder for masks/ and overlays/.")],
     tile: Annotated[bool, typer.Option("--tile", help="Keep the scale of images: overlapping tiles, blended.")] = False,
-    white: Annotated[int | None, typer.Option(help="Of 16-bit images: the largest value in the training's.")] = None,
+    white: Annotated[int | None, typer.Option(help="Value of 16-bit images that becomes 255 (as in training).")] = None,
     modality: Annotated[str | None, typer.Option(help="Of volumes: ct or mri (as the training's).")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace earlier predictions.")] = False,
     device: Device = "cpu",

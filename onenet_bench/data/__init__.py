@@ -36,11 +36,13 @@ def open_task(
     train: int | None = None,
     validation: int | None = None,
     test: int | None = None,
+    white: int | None = None,
 ) -> Task:
     """The Task that ``data`` names, at ``resolution`` x ``resolution`` pixels.
 
     ``data`` is ``KIND`` or ``KIND:WHERE``, with KIND a key of ``SOURCES``. ``train``, ``validation`` and
-    ``test`` are numbers of images: generated data has that many, found data is cut to that many.
+    ``test`` are numbers of images: generated data has that many, found data is cut to that many. ``white`` is the value
+    of 16-bit images that becomes 255; None: the largest in any of them.
 
     Raises:
         DataError: the kind is unknown, or what it names cannot be used; the message names the file.
@@ -48,8 +50,9 @@ def open_task(
     kind, _, where = data.partition(":")
     source = _source(kind)
     request = Request(
-        data=data, where=where, resolution=resolution, seed=seed, train=train, validation=validation, test=test
-    )
+        data=data, where=where, resolution=resolution, seed=seed, train=train, validation=validation, test=test,
+        white=white,
+    )  # fmt: skip
     try:
         return source.open(request)
     except OSError as error:
@@ -72,6 +75,7 @@ def load(task: Task) -> Splits:
             train=task.train,
             validation=task.validation,
             test=task.test,
+            white=task.white,
         )
     except DataError as error:
         raise DataError(f"a task must find the data it was opened on: {error}") from error

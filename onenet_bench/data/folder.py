@@ -23,7 +23,8 @@ not all need occur, or, if other values occur, the names of the K sorted values.
 are in colour, all are read as RGB. Transparency is dropped, EXIF orientation not applied: a mask lies as the pixels in
 the file do, and a photograph is refused whose size does not say whether its mask does. ``.npy`` images are (H, W)
 or (H, W, C) with any C, of uint8 or uint16. Sixteen-bit images are scaled such that the largest value in any of them
-becomes 255; the same factor for all, so that brightness can still be compared.
+becomes 255; the same factor for all, so that brightness can still be compared. That value is the task's ``white``. A
+net sees other data by the white of those it was trained on, where brighter values are 255 too.
 
 **Resolution.** Images are stretched to a square by bilinear interpolation, averaging where they shrink; masks take
 the nearest pixel.
@@ -421,6 +422,7 @@ def _open(request: Request) -> Task:
         seed=request.seed,
         background=names.index("background") if "background" in names else 0,
         ignore_index=IGNORED,
+        white=(request.white or facts.brightest) if facts.brightest else None,
         **request.sizes(found, tree.root),
     )
 
@@ -430,6 +432,7 @@ def _load(task: Task) -> Splits:
     facts = _facts(tree, task.content)
     _, values = _classes(tree, facts.values)
     stems = {split: of_split[: getattr(task, split)] for split, of_split in _divide(tree, task.seed).items()}
+    white = task.white or max(facts.brightest, 1)
 
     def build() -> _cache.Arrays:
         made: dict[str, NDArray[np.uint8]] = {}
@@ -439,11 +442,12 @@ def _load(task: Task) -> Splits:
             images = made[f"{split}_images"] = np.empty((size, facts.channels, side, side), np.uint8)
             masks = made[f"{split}_masks"] = np.empty((size, side, side), np.uint8)
             for row, stem in enumerate(stems[split]):
-                images[row] = _square_image(tree.images[stem], facts, side)
+                images[row] = _square_image(tree.images[stem], facts.channels, white, side)
                 masks[row] = _square_mask(tree.masks[stem], values, side)
         return made
 
-    entry = _cache.digest([task.content, task.resolution, stems])
+    other = [white] if facts.brightest not in (0, white) else []
+    entry = _cache.digest([task.content, task.resolution, stems, *other])
     arrays = _cache.arrays(f"folder-{entry}", build)
     return Splits(
         **{
@@ -453,12 +457,17 @@ def _load(task: Task) -> Splits:
     )
 
 
-def _square_image(path: Path, facts: _Facts, side: int) -> NDArray[np.uint8]:
+def to_bytes(image: NDArray[np.uint8] | NDArray[np.uint16], white: int) -> NDArray[np.uint8]:
+    """An image as bytes: of 16 bits, ``white`` and what is brighter become 255; others stay as they are."""
+    if image.dtype == np.uint8:
+        return image.astype(np.uint8, copy=False)
+    scaled: NDArray[np.uint8] = np.rint(np.minimum(image, white) * (255 / white)).astype(np.uint8)
+    return scaled
+
+
+def _square_image(path: Path, channels: int, white: int, side: int) -> NDArray[np.uint8]:
     """(C, side, side)"""
-    image = read_image(path, facts.channels)  # (H, W, C)
-    if image.dtype == np.uint16:
-        image = np.rint(image * (255 / max(facts.brightest, 1))).astype(np.uint8)
-    return square_image(image, side)
+    return square_image(to_bytes(read_image(path, channels), white), side)
 
 
 def _square_mask(path: Path, values: tuple[int, ...], side: int) -> NDArray[np.uint8]:

@@ -66,7 +66,8 @@ class Splits:
 class Request:
     """What ``open_task`` was asked for. ``where`` is what stands after the colon of ``data``.
 
-    ``train``, ``validation`` and ``test`` are wanted numbers of images; None leaves the choice to the data.
+    ``train``, ``validation`` and ``test`` are wanted numbers of images; None leaves the choice to the data. ``white``
+    is the value of 16-bit images that becomes 255; None: the largest in any of them.
     """
 
     data: str
@@ -76,6 +77,7 @@ class Request:
     train: int | None
     validation: int | None
     test: int | None
+    white: int | None = None
 
     def __post_init__(self) -> None:
         if self.resolution < 1:

@@ -421,10 +421,10 @@ def _begin(question: Question, rows: Mapping[str, Row], folder: Path, command: s
     facts = {**asked, **made}
     if (folder / QUESTION).exists():
         there = _question(folder)
-        for name in ("space", "task", "recipe"):
+        for what, name in (("space", "space"), ("task", "task_digest"), ("recipe", "recipe")):
             if there[name] != asked[name]:
                 raise LedgerError(
-                    f"a table answers one question, but {folder} was begun for another {name}; give another --out"
+                    f"a table answers one question, but {folder} was begun for another {what}; give another --out"
                 )
         facts = there
         if new := sorted({*question.seeds} - {*there["seeds"]}):

@@ -13,6 +13,7 @@ from onenet_bench import ledger
 from onenet_bench.errors import SpaceError
 from onenet_bench.record import Record, Status
 from onenet_bench.search.core import Search
+from onenet_bench.task import Task
 
 
 def earlier(run: Path, search: Search) -> tuple[Record, ...]:
@@ -44,6 +45,6 @@ def _asked(header: dict[str, Any]) -> dict[str, Any]:
     """What decides a score, of a run's header."""
     return {
         "space": {name: header["space"][name] for name in ("choices", "net")},
-        "task": header["task"],
+        "task": Task.from_dict(header["task"]).digest(),
         "recipe": {name: value for name, value in header["recipe"].items() if name != "seed"},
     }

@@ -8,6 +8,7 @@ import os
 import struct
 import zlib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -587,3 +588,26 @@ def test_refuses_more_images_than_there_are(root: Path) -> None:
 def test_refuses_a_name_without_a_path() -> None:
     with pytest.raises(DataError, match="write folder:PATH"):
         data.open_task("folder")
+
+
+def test_white_is_kept_and_other_images_are_scaled_by_it(root: Path) -> None:
+    """Tasks of versions that did not keep it are what they were."""
+    assert _open(root).white is None
+    assert "white" not in _open(root).to_dict()
+    _save(root / "images/0.png", np.full((8, 8), 4000, np.uint16))
+    _save(root / "images/1.png", np.full((8, 8), 1000, np.uint16))
+    task = _open(root)
+    assert task.white == 4000
+    assert Task.from_dict(task.to_dict()) == task
+    older = replace(task, white=None)
+    assert older.digest() == task.digest()
+    other = _open(root, white=2000)
+    assert other.white == 2000
+    for opened, wanted in ((task, (255, 64)), (older, (255, 64)), (other, (255, 128)), (task, (255, 64))):
+        splits = data.load(opened)
+        brightness = {
+            name: int(samples.images[row, 0, 0, 0])
+            for samples in (splits.train, splits.validation, splits.test)
+            for row, name in enumerate(samples.names)
+        }
+        assert (brightness["0"], brightness["1"], brightness["2"]) == (*wanted, 30)
