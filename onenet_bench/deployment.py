@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from onenet_bench import __version__, costs, data, inference, models, training, zoo
-from onenet_bench.data.samples import SPLITS, Samples
+from onenet_bench.data.samples import Samples
 from onenet_bench.errors import DataError, OnenetBenchError, RecipeError, known
 from onenet_bench.files import whole
 from onenet_bench.memory import BYTES, peak_elements
@@ -178,9 +178,13 @@ def export(
     check_resolution(spec, side, side)
     shape = (spec.in_channels, side, side)
     try:
+        if task is not None and data.reopen(task).content != task.content:
+            raise DataError(
+                f"int8 is scored on images that were held out in training, but {task.data} has changed since, and "
+                "its splits with it; bring the old data back, or name other images, not trained on, by --data"
+            )
         if task is not None and task.resolution != side:
-            sizes = {split: getattr(task, split) for split in SPLITS}
-            task = data.open_task(task.data, resolution=side, seed=task.seed, white=task.white, **sizes)
+            task = data.reopen(task, resolution=side)
             source = replace(source, task=task)
         splits = data.load(task) if task else None
     except DataError:

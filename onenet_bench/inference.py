@@ -123,8 +123,12 @@ def score(
     side = trained.resolution if resolution is None else resolution
     check_resolution(spec, side, side)
     name = trained.data if data_name is None else data_name
-    sizes = {part: getattr(trained, part) for part in SPLITS} if name == trained.data else {}
-    task = data.open_task(name, resolution=side, seed=trained.seed, white=trained.white, **sizes)
+    own = name == trained.data
+    task = (
+        data.reopen(trained, resolution=side)
+        if own
+        else data.open_task(name, resolution=side, seed=trained.seed, white=trained.white)
+    )
     for what, of_net, of_data in (
         ("classes", spec.classes, task.classes),
         ("channels", spec.in_channels, task.in_channels),
@@ -142,7 +146,7 @@ def score(
             f"classes are compared by index, but {name} names them {', '.join(task.class_names)} and the net was "
             f"trained on {', '.join(trained.class_names)}"
         )
-    if name == trained.data and side == trained.resolution and task.content != trained.content:
+    if own and (task if side == trained.resolution else data.reopen(trained)).content != trained.content:
         notes.append(f"{name} has changed since the training, so that its {split} split may hold images trained on")
     if (note := white_note(checkpoint, task)) is not None:
         notes.append(note)

@@ -227,6 +227,19 @@ def test_a_resolution_that_the_data_do_not_have_is_refused_where_they_are_needed
     assert int8.card["task"]["resolution"] == 64
 
 
+@pytest.mark.parametrize("resolution", [None, 64])
+def test_int8_is_not_scored_on_data_that_changed(checkpoint: Path, tmp_path: Path, resolution: int | None) -> None:
+    """Whose images held out may be others, at whatever resolution."""
+    source = deployment.open_source(str(checkpoint))
+    assert source.task is not None
+    changed = replace(source, task=replace(source.task, content="another"))
+    with pytest.raises(DataError, match=r"synthetic has changed since.* name other images, .* by --data"):
+        deployment.export(changed, "onnx", tmp_path / "out", int8=True, resolution=resolution)
+    assert not (tmp_path / "out").exists()
+    (alone,) = deployment.export(changed, "torch-export", tmp_path / "out", resolution=resolution)
+    assert alone.card["check"]["images"] == 0
+
+
 def test_what_cannot_be_exported_is_refused(checkpoint: Path, tmp_path: Path) -> None:
     source = deployment.open_source(str(checkpoint))
     bare = deployment.Source(name="bare", net=source.net, trained=False, task=None)

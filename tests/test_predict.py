@@ -527,8 +527,25 @@ def test_other_images_of_16_bits_are_scaled_as_those_trained_on(tmp_path: Path) 
 
 def test_changed_data_is_said(scored_task: Task, tmp_path: Path) -> None:
     checkpoint = save(tmp_path, drawn(classes=8, channels=3), replace(scored_task, content="another"))
-    (note,) = inference.score(checkpoint).notes
-    assert "synthetic has changed since the training" in note
+    for resolution in (None, 48):
+        (note,) = inference.score(checkpoint, resolution=resolution).notes
+        assert "synthetic has changed since the training" in note
+
+
+def test_data_that_has_lost_images_is_scored_with_what_is_left(tmp_path: Path) -> None:
+    for i in range(10):
+        for part, values in {"images": noise(SIDE, SIDE, seed=i), "masks": noise(SIDE, SIDE, seed=i) % 2}.items():
+            (tmp_path / "set" / part).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(values).save(tmp_path / f"set/{part}/{i}.png")
+    task = data.open_task(f"folder:{tmp_path / 'set'}", resolution=SIDE)
+    checkpoint = save(tmp_path, threshold(), task)
+    for part in ("images", "masks"):
+        (tmp_path / "set" / part / "3.png").unlink()
+    found = inference.score(checkpoint)
+    assert (task.train, task.test) == (6, 2)
+    assert (found.task.train, found.task.test, found.images) == (6, 1, 1)  # of nine, whose splits are 7, 1 and 1
+    (note,) = found.notes
+    assert "has changed since the training" in note
 
 
 # -- the command line ------------------------------------------------------------------------------------------------

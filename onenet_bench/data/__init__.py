@@ -14,7 +14,7 @@ from onenet_bench.data.samples import Request, Samples, Source, Splits
 from onenet_bench.errors import DataError, known
 from onenet_bench.task import Task
 
-__all__ = ["SOURCES", "Samples", "Source", "Splits", "cache_dir", "load", "open_task"]
+__all__ = ["SOURCES", "Samples", "Source", "Splits", "cache_dir", "load", "open_task", "reopen"]
 
 SOURCES: dict[str, Source] = {
     "synthetic": synthetic.SOURCE,
@@ -47,17 +47,35 @@ def open_task(
     Raises:
         DataError: the kind is unknown, or what it names cannot be used; the message names the file.
     """
-    kind, _, where = data.partition(":")
-    source = _source(kind)
-    request = Request(
-        data=data, where=where, resolution=resolution, seed=seed, train=train, validation=validation, test=test,
-        white=white,
+    return _open(
+        Request(
+            data=data, where=data.partition(":")[2], resolution=resolution, seed=seed,
+            train=train, validation=validation, test=test, white=white,
+        )
     )  # fmt: skip
+
+
+def reopen(task: Task, *, resolution: int | None = None) -> Task:
+    """What ``task.data`` names now, cut as ``task`` was; fewer images where there are fewer now. Raises DataError.
+
+    ``resolution`` is the task's where None; at that, ``content`` tells whether anything has changed.
+    """
+    return _open(
+        Request(
+            data=task.data, where=task.data.partition(":")[2], resolution=resolution or task.resolution, seed=task.seed,
+            train=task.train, validation=task.validation, test=task.test, white=task.white, fewer=True,
+        )
+    )  # fmt: skip
+
+
+def _open(request: Request) -> Task:
+    source = _source(request.data.partition(":")[0])
     try:
         return source.open(request)
     except OSError as error:
         raise DataError(
-            f"the files of {data} must be readable, but {error.filename or where} is not ({error.strerror})"
+            f"the files of {request.data} must be readable, but {error.filename or request.where} is not "
+            f"({error.strerror})"
         ) from error
 
 

@@ -67,7 +67,8 @@ class Request:
     """What ``open_task`` was asked for. ``where`` is what stands after the colon of ``data``.
 
     ``train``, ``validation`` and ``test`` are wanted numbers of images; None leaves the choice to the data. ``white``
-    is the value of 16-bit images that becomes 255; None: the largest in any of them.
+    is the value of 16-bit images that becomes 255; None: the largest in any of them. With ``fewer`` what is found will
+    do where it is less than was wanted.
     """
 
     data: str
@@ -78,6 +79,7 @@ class Request:
     validation: int | None
     test: int | None
     white: int | None = None
+    fewer: bool = False
 
     def __post_init__(self) -> None:
         if self.resolution < 1:
@@ -96,8 +98,9 @@ class Request:
         for split in SPLITS:
             wanted = getattr(self, split)
             sizes[split] = found[split] if wanted is None else wanted
-            if sizes[split] > found[split]:
+            if sizes[split] > found[split] and not self.fewer:
                 raise DataError(f"the {split} split of {root} has {found[split]} images, but {wanted} were asked for")
+            sizes[split] = min(sizes[split], found[split])
         return sizes
 
 
