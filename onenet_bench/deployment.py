@@ -203,7 +203,9 @@ def export(
         raise OnenetBenchError(f"an export's folder must be writable, but {folder} is not: {error.strerror}") from error
     path = folder / f"{source.name}{'-naive' if naive else ''}{FORMATS[to].suffix}"
     facts = {**_facts(source, shape, form, cut), "format": to}
-    _check_replaced(path, facts)
+    smaller = path.with_name(f"{path.stem}-int8.onnx")
+    for made in (path, smaller) if int8 else (path,):
+        _check_replaced(made, facts)
     with TemporaryDirectory(dir=folder, prefix=".") as place:
         draft = Path(place) / path.name
         FORMATS[to].write(graph.in_strips(shape) if cut else graph, draft, shape)
@@ -220,7 +222,6 @@ def export(
         assert task is not None
         assert splits is not None
         assert samples is not None
-        smaller = path.with_name(f"{path.stem}-int8.onnx")
         images = getattr(splits, calibrate_on).images[:CALIBRATION]
         with TemporaryDirectory() as place:  # not in strips, each of which would have ranges of its own
             FORMATS[to].write(graph, Path(place) / path.name, shape)
@@ -238,14 +239,20 @@ def export(
 
 
 def _check_replaced(path: Path, facts: Mapping[str, Any]) -> None:
-    """Raise OnenetBenchError where an export of another net, or of other weights, stands at ``path``, as its card
-    says."""
-    try:
-        card = json.loads(path.with_name(f"{path.name}.json").read_bytes())
-        known = [(card[name], facts[name]) for name in ("digest", "weights_digest")]
-    except (OSError, ValueError, TypeError, KeyError):
+    """Raise OnenetBenchError where something stands at ``path`` or its card that is not an export of the same net with
+    the same weights, as its card says."""
+    card = path.with_name(f"{path.name}.json")
+    if not path.exists() and not card.exists():
         return
-    if any(there != here for there, here in known):
+    try:
+        said = json.loads(card.read_bytes())
+        same = all(said[name] == facts[name] for name in ("digest", "weights_digest"))
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise OnenetBenchError(
+            f"an export replaces only one of the same net with the same weights, but {card.name} in {path.parent} does "
+            "not say that there is one; name another --out, or remove it and its file"
+        ) from error
+    if not same:
         raise OnenetBenchError(
             f"an export replaces none of another net or of other weights, but {path} is one; name another --out"
         )

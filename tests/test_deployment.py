@@ -125,13 +125,15 @@ def test_a_file_that_differs_takes_no_place(tmp_path: Path, monkeypatch: pytest.
     )  # fmt: skip
     out = tmp_path / "out"
     out.mkdir()
-    (out / "onenet_e_4.onnx.json").write_text("{}")  # an earlier export
+    net = deployment.open_source("onenet_e_4").net
+    card = json.dumps({"digest": net.spec.digest(), "weights_digest": deployment._digest(net)})
+    (out / "onenet_e_4.onnx.json").write_text(card)  # an earlier export
     (out / "onenet_e_4.onnx").write_text("a net")
     done = CliRunner().invoke(app, ["export", "onenet_e_4", "--resolution", "16", "--out", str(out)])
     assert done.exit_code == 1
     assert "logits must not differ by more than" in done.output
     assert {path.name: path.read_text() for path in out.iterdir()} == {
-        "onenet_e_4.onnx": "a net", "onenet_e_4.onnx.json": "{}",
+        "onenet_e_4.onnx": "a net", "onenet_e_4.onnx.json": card,
     }  # fmt: skip
 
 
@@ -176,6 +178,27 @@ def test_the_card_says_which_value_of_16_bits_is_white(tmp_path: Path) -> None:
         (one,) = deployment.export(source, "torch-export", tmp_path / "out")
         assert one.card["check"]["images"] == 1
         assert one.card["input"]["preparation"].startswith(f"values of 16 bits divided by {said}, at most 1, times 255")
+
+
+@pytest.mark.parametrize(
+    "there",
+    [
+        {"mine.onnx": "a net of another maker"},
+        {"mine.onnx": "a net", "mine.onnx.json": "no card"},
+        {"mine-int8.onnx": "a net of another maker"},
+        {"mine-int8.onnx": "other weights", "mine-int8.onnx.json": '{"digest": "", "weights_digest": ""}'},
+        {"mine-int8.onnx.json": '{"digest": "", "weights_digest": ""}'},
+    ],
+)
+def test_what_is_no_export_of_the_same_weights_is_not_replaced(
+    checkpoint: Path, tmp_path: Path, there: dict[str, str]
+) -> None:
+    (tmp_path / "out").mkdir()
+    for name, text in there.items():
+        (tmp_path / "out" / name).write_text(text)
+    with pytest.raises(OnenetBenchError, match=r"an export replaces .*name another --out"):
+        deployment.export(deployment.open_source(str(checkpoint)), "onnx", tmp_path / "out", int8=True)
+    assert {path.name: path.read_text() for path in (tmp_path / "out").iterdir()} == there
 
 
 def test_torch_export_runs_again_and_a_net_without_weights_says_so(tmp_path: Path) -> None:
