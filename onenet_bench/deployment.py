@@ -193,6 +193,8 @@ def export(
         splits = None  # the checkpoint has travelled without its data; the card says what was checked
     held_out = "test" if task and task.test else "validation"
     samples: Samples | None = getattr(splits, held_out) if splits else None
+    if int8 and task and splits:
+        data.check_labels(task, splits, held_out)
 
     form = "as trained" if naive else "simplified"
     graph = deploy.plain(source.net) if naive else deploy.simplify(source.net)

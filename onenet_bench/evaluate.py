@@ -60,6 +60,7 @@ def evaluate(
         asked = {"spec": spec.to_dict(), "task": task.to_dict(), **checkpoints.asked}
         checkpoints = replace(checkpoints, asked=asked)
     splits = splits or data.load(task)
+    data.check_labels(task, splits, "train", "validation", *(["test"] if test else []))
     record = Record(
         trial=trial, spec=spec, choices=dict(choices or {}), task=task, recipe=recipe, machine=machine(device),
         status=Status.FAILED, costs=counted, provenance=provenance(),

@@ -114,7 +114,8 @@ def score(
     in training is held out here. ``resolution`` is the task's where None.
 
     Raises:
-        DataError: the data cannot be used, the split is unknown or empty, or classes or channels are not the net's.
+        DataError: the data cannot be used, the split is unknown, empty or without a pixel that counts, or classes or
+            channels are not the net's.
         SpecError: the net cannot take the resolution.
     """
     if split not in SPLITS:
@@ -150,7 +151,9 @@ def score(
         notes.append(f"{name} has changed since the training, so that its {split} split may hold images trained on")
     if (note := white_note(checkpoint, task)) is not None:
         notes.append(note)
-    samples = getattr(data.load(task), split)
+    splits = data.load(task)
+    data.check_labels(task, splits, split)
+    samples = getattr(splits, split)
     scores = training.evaluate_split(
         checkpoint.net, samples, classes=task.classes, background=task.background, ignore_index=task.ignore_index,
         batch=checkpoint.recipe.batch, device=_device(checkpoint.net),

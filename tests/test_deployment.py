@@ -263,6 +263,19 @@ def test_int8_is_not_scored_on_data_that_changed(checkpoint: Path, tmp_path: Pat
     assert alone.card["check"]["images"] == 0
 
 
+def test_int8_is_not_scored_on_a_split_without_a_pixel_that_counts(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = deployment.open_source(str(checkpoint))
+    assert source.task is not None
+    splits = data.load(source.task)
+    void = replace(splits.test, masks=np.full_like(splits.test.masks, 255))
+    monkeypatch.setattr(data, "load", lambda _: replace(splits, test=void))
+    with pytest.raises(DataError, match="all of the test split of synthetic are 255"):
+        deployment.export(source, "onnx", tmp_path / "out", int8=True)
+    assert not (tmp_path / "out").exists()
+
+
 def test_what_cannot_be_exported_is_refused(checkpoint: Path, tmp_path: Path) -> None:
     source = deployment.open_source(str(checkpoint))
     bare = deployment.Source(name="bare", net=source.net, trained=False, task=None)

@@ -525,6 +525,16 @@ def test_other_images_of_16_bits_are_scaled_as_those_trained_on(tmp_path: Path) 
     assert found.scores["pixel_accuracy"] == 1
 
 
+def test_a_split_without_a_pixel_that_counts_is_not_scored(tmp_path: Path) -> None:
+    name = dark_and_bright(tmp_path / "own", 4000)
+    (tmp_path / "own/split.json").write_text('{"train": ["0"], "validation": ["1"], "test": ["2"]}')
+    Image.fromarray(np.full((SIDE, SIDE), 255, np.uint8)).save(tmp_path / "own/masks/2.png")
+    checkpoint = save(tmp_path, threshold(), data.open_task(name, resolution=SIDE))
+    assert inference.score(checkpoint, split="validation").images == 1
+    with pytest.raises(DataError, match=r"all of the test split of folder:.* are 255"):
+        inference.score(checkpoint)
+
+
 def test_changed_data_is_said(scored_task: Task, tmp_path: Path) -> None:
     checkpoint = save(tmp_path, drawn(classes=8, channels=3), replace(scored_task, content="another"))
     for resolution in (None, 48):

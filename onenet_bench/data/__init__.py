@@ -14,7 +14,7 @@ from onenet_bench.data.samples import Request, Samples, Source, Splits
 from onenet_bench.errors import DataError, known
 from onenet_bench.task import Task
 
-__all__ = ["SOURCES", "Samples", "Source", "Splits", "cache_dir", "load", "open_task", "reopen"]
+__all__ = ["SOURCES", "Samples", "Source", "Splits", "cache_dir", "check_labels", "load", "open_task", "reopen"]
 
 SOURCES: dict[str, Source] = {
     "synthetic": synthetic.SOURCE,
@@ -103,6 +103,17 @@ def load(task: Task) -> Splits:
             f"is now {now.content}; bring the old data back, or open a new task"
         )
     return _source(task.data.partition(":")[0]).load(task)
+
+
+def check_labels(task: Task, splits: Splits, *names: str) -> None:
+    """Raise DataError where a split among ``names`` has pixels, and all of them are ``task.ignore_index``."""
+    for name in names:
+        masks = getattr(splits, name).masks
+        if len(masks) and not any((mask != task.ignore_index).any() for mask in masks):
+            raise DataError(
+                f"a net is trained and scored on pixels that count, but all of the {name} split of {task.data} are "
+                f"{task.ignore_index}, which counts nowhere; label some, or cut the splits otherwise"
+            )
 
 
 def _source(kind: str) -> Source:

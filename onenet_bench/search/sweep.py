@@ -49,7 +49,7 @@ def start(
     trained anew when the search has ended. Raises LedgerError where the folder holds a run already or cannot be
     written, DataError for unusable data.
     """
-    shown = data.load(search.task).validation
+    shown = _shown_images(search.task, final)
     if any(o.name == "dice_case_fg" for o in search.objectives) and not any("/" in name for name in shown.names):
         raise DataError(
             f"dice_case_fg is a mean over patients, but {search.task.data} has none; use dice_fg, or data of volumes"
@@ -79,11 +79,18 @@ def resume(
         asked = {"trials": trials, "window": window}
         for event in [*(event for event in events if event["event"] == "resume"), asked]:
             search = replace(search, **{name: event[name] for name in asked if event.get(name) is not None})
-        _keep(data.load(search.task).validation, search.task, folder)  # the same data must still be there
+        _keep(_shown_images(search.task, final), search.task, folder)  # the same data must still be there
         with ledger.understood(folder):
             core = Core(book, events[1:], search, memory_mib=memory_mib)
         book.append("resume", {**asked, "command": command, "provenance": provenance()})
         return _carry_out(core, book, folder, engine, final)
+
+
+def _shown_images(task: Task, final: int) -> Samples:
+    """The validation images, of data that can be trained and scored on. Raises DataError."""
+    splits = data.load(task)
+    data.check_labels(task, splits, "train", "validation", *(["test"] if final else []))
+    return splits.validation
 
 
 def _keep(images: Samples, task: Task, folder: Path) -> None:

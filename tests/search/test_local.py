@@ -14,6 +14,7 @@ import pytest
 
 from onenet_bench import data, ledger, pareto
 from onenet_bench.errors import DataError
+from onenet_bench.evaluate import evaluate
 from onenet_bench.models import load_checkpoint
 from onenet_bench.recipe import Recipe
 from onenet_bench.record import Status
@@ -131,6 +132,23 @@ def test_a_score_over_patients_needs_patients(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="a mean over patients, but synthetic has none; use dice_fg"):
         run(wanted, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(("split", "final"), [("train", 0), ("validation", 0), ("test", 1)])
+def test_no_search_is_spent_on_a_split_without_a_pixel_that_counts(split: str, final: int, tmp_path: Path) -> None:
+    for index, part in enumerate(("train", "validation", "test")):
+        for folder, pixels in (("images", np.full((8, 8), index)), ("masks", np.eye(8) if part != split else 255)):
+            (tmp_path / folder).mkdir(exist_ok=True)
+            np.save(tmp_path / folder / f"{part}.npy", np.broadcast_to(pixels, (8, 8)).astype(np.uint8))
+        (tmp_path / f"{part}.txt").write_text(part)
+    task = data.open_task(f"folder:{tmp_path}", resolution=8)
+    engine = Orders(workers=1, threads=1).make()
+    with pytest.raises(DataError, match=f"all of the {split} split of folder:.* are 255, which counts nowhere"):
+        sweep.start(replace(search(), task=task), tmp_path / "run", engine, command="test", final=final)
+    assert not (tmp_path / "run").exists()
+    net, recipe = SPACE.spec(dict(width=2, kind="conv2d"), classes=2, in_channels=1), Recipe(epochs=1)
+    with pytest.raises(DataError, match=f"all of the {split} split"):
+        evaluate(net, task, recipe, test=bool(final))
 
 
 def test_an_exception_outside_training_is_a_failed_record_too(tmp_path: Path) -> None:
