@@ -125,11 +125,6 @@ def train(
             raise RecipeError("a profile is of the parts of a step, but --compile makes them one; leave it out")
         _profile(spec, task, chosen, device, threads or usable_cores(), json_)
         return
-    checkpoints = training.Checkpointing(folder=folder, asked={"weights": started_from})
-    if resume is None and checkpoints.path.exists():
-        raise RecipeError(f"{folder} already holds a training; go on with --resume {folder}, or take another folder")
-    if ledger.has_begun(folder):
-        raise RecipeError(f"{folder} holds the run of a search, whose weights stay; take another folder")
     for kind in log or ():
         if kind not in training.LOGS:
             raise RecipeError(known("log", kind, training.LOGS))
@@ -140,6 +135,12 @@ def train(
         raise OnenetBenchError(
             f"the folder for weights must be writable, but {folder} is not: {error.strerror}"
         ) from error
+    context.with_resource(training.alone(folder))
+    checkpoints = training.Checkpointing(folder=folder, asked={"weights": started_from})
+    if resume is None and checkpoints.path.exists():
+        raise RecipeError(f"{folder} already holds a training; go on with --resume {folder}, or take another folder")
+    if ledger.has_begun(folder):
+        raise RecipeError(f"{folder} holds the run of a search, whose weights stay; take another folder")
     torch.set_num_threads(threads or usable_cores())
 
     def heard(progress: Any) -> bool:

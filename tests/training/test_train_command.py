@@ -13,6 +13,7 @@ from safetensors import safe_open
 
 from onenet_bench import cli
 from onenet_bench.errors import OnenetBenchError
+from onenet_bench.training import checkpoints
 from tests.test_cli import COMMAND
 
 NET = """
@@ -113,6 +114,24 @@ def test_wrong_input_is_one_sentence_and_nothing_is_left_behind(case: str, folde
     with pytest.raises(OnenetBenchError, match=sentence):
         cli.app(["train", *words], standalone_mode=False)
     assert sorted(path.name for path in folder.iterdir()) == ["net.toml", "top.toml"]
+
+
+def test_two_trainings_in_one_folder_are_one_too_many(folder: Path) -> None:
+    """Whether one goes on with the other's or begins its own, and whoever came first is left alone."""
+    words = [*OPTIONS[:3], "--epochs", "500", "--threads", "1", "--out", "mine"]
+    with subprocess.Popen([*COMMAND, "train", *words], cwd=folder, stderr=subprocess.PIPE, text=True) as training:
+        assert training.stderr is not None
+        assert training.stderr.readline().startswith("epoch 1 ")
+        for again in (words, ["--resume", "mine", "--threads", "1"]):
+            done = subprocess.run([*COMMAND, "train", *again], cwd=folder, capture_output=True, text=True, check=False)
+            assert done.returncode == 2, done.stderr
+            assert re.fullmatch("onenet-bench: .* another one trains in mine; wait for it, or .*\n", done.stderr)
+        assert training.poll() is None
+        os.kill(training.pid, signal.SIGINT)
+        training.communicate(timeout=60)
+    assert training.returncode == 130
+    with checkpoints.alone(folder / "mine"):  # is free again
+        pass
 
 
 def test_a_batch_too_small_for_its_norms_is_a_failed_training_in_one_sentence(
