@@ -272,6 +272,9 @@ BAD: dict[str, tuple[int, Callable[[Path], object], str]] = {
     "volume.nii": (1, lambda path: volume(path, noise(4, 4, 2)), "volume.nii is a volume.*--modality"),
     "torn.nii.gz": (1, lambda path: (volume(path, noise(20, 20, 9)), path.write_bytes(path.read_bytes()[:900])),
                     "torn.nii.gz cannot be read"),
+    "colour.nii.gz": (1, lambda path: volume(path, np.zeros((4, 4, 2), [(c, "u1") for c in "RGB"])),
+                      "one real number a voxel, but .*colour.nii.gz holds .*'R'"),
+    "complex.nii": (1, lambda path: volume(path, np.ones((4, 4, 2), np.complex64)), "complex.nii holds complex64"),
     "four.nii": (1, lambda path: volume(path, noise(4, 4, 2, 4)), "1 modalities, but .*four.nii has 4"),
 }  # fmt: skip
 

@@ -263,9 +263,13 @@ def _opened(path: Path) -> Iterator[Any]:
     """nibabel's image of ``path``; what it raises inside the block becomes a DataError."""
     nibabel = nibabel_package()
     try:
-        yield nibabel.load(path)
+        stored = nibabel.load(path)
+        if (kind := stored.get_data_dtype()).kind in "biuf":
+            yield stored
+            return
     except (*BROKEN, nibabel.filebasedimages.ImageFileError, nibabel.spatialimages.HeaderDataError) as error:
         raise broken(path, error) from error
+    raise DataError(f"a volume holds one real number a voxel, but {path} holds {kind}; save a volume for each part")
 
 
 def nibabel_package() -> Any:
