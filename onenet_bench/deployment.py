@@ -47,13 +47,15 @@ IMAGES = 8
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Source:
-    """What is exported. ``task`` is what a checkpoint was trained on, or the data that was named. ``notes`` are
-    sentences on what may make scores mean something else."""
+    """What is exported. ``task`` is what a checkpoint was trained on, or what was named for a net without weights.
+    ``other`` is other data that was named for a checkpoint, which it is then checked, calibrated and scored on;
+    ``notes`` are sentences on what may make scores on it mean something else."""
 
     name: str
     net: models.UNet
     trained: bool
     task: Task | None
+    other: Task | None = None
     notes: tuple[str, ...] = ()
 
 
@@ -66,20 +68,23 @@ def open_source(net: str, data_name: str | None = None, resolution: int | None =
     path = Path(net)
     if path.suffix == ".safetensors" or (path.is_file() and path.suffix != ".toml"):
         opened = inference.open_checkpoint(path)
-        task = opened.task
-        if data_name is not None and data_name != task.data:
-            task = data.open_task(data_name, resolution=resolution or task.resolution, seed=task.seed, white=task.white)
-        note = inference.white_note(opened, task)
-        spec = opened.net.spec
+        trained, other = opened.task, None
+        if data_name is not None and data_name != trained.data:
+            side = resolution or trained.resolution
+            other = data.open_task(data_name, resolution=side, seed=trained.seed, white=trained.white)
+        task, spec = other or trained, opened.net.spec
         if (task.classes, task.in_channels) != (spec.classes, spec.in_channels):
             raise DataError(
                 f"a net is calibrated on data of its own classes and channels, but {net} has {spec.classes} and "
                 f"{spec.in_channels} and {task.data} has {task.classes} and {task.in_channels}; its training data was "
-                f"{opened.task.data}"
+                f"{trained.data}"
             )
         folder = path.resolve().parent
         of = f"{folder.parent.name}-" if folder.name == "weights" else ""  # a run, which numbers its files
-        return Source(name=f"{of}{path.stem}", net=opened.net, trained=True, task=task, notes=(note,) if note else ())
+        notes = inference.differences(opened, other) if other else ()
+        return Source(
+            name=f"{of}{path.stem}", net=opened.net, trained=True, task=trained, other=other, notes=tuple(notes)
+        )
     spec, named = zoo.read(net), None
     if data_name is not None:
         named = data.open_task(data_name, resolution=resolution or RESOLUTION)
@@ -154,8 +159,8 @@ def export(
 ) -> list[Exported]:  # fmt: skip
     """Write ``source`` to ``folder`` in the format ``to``, and with ``int8`` a quantised file too.
 
-    Without ``naive`` it is simplified first. ``int8`` needs the source's data: activations are calibrated on the split
-    ``calibrate_on``, scores are of the test split, or of validation where there is no test split.
+    Without ``naive`` it is simplified first. ``int8`` needs data, the ``other`` of the source or its own: activations
+    are calibrated on the split ``calibrate_on``, scores are of the test split, or of validation where there is none.
 
     Raises:
         RecipeError: the format is unknown, or does not go with int8, or int8 lacks data.
@@ -169,7 +174,7 @@ def export(
         raise RecipeError(f"int8 is written by onnxruntime, to ONNX alone, but got {to!r}; use --to onnx")
     if calibrate_on not in ("train", "validation"):
         raise RecipeError(known("split to calibrate on", calibrate_on, ("train", "validation")))
-    task, spec = source.task, source.net.spec
+    task, spec = source.other or source.task, source.net.spec
     if int8 and task is None:
         raise RecipeError("int8 is calibrated on images, but a net without weights has none; name some by --data")
     if int8 or to == "onnx":
@@ -178,14 +183,15 @@ def export(
     check_resolution(spec, side, side)
     shape = (spec.in_channels, side, side)
     try:
-        if task is not None and data.reopen(task).content != task.content:
-            raise DataError(
-                f"int8 is scored on images that were held out in training, but {task.data} has changed since, and "
-                "its splits with it; bring the old data back, or name other images, not trained on, by --data"
-            )
-        if task is not None and task.resolution != side:
-            task = data.reopen(task, resolution=side)
-            source = replace(source, task=task)
+        if task is not None:
+            now = data.reopen(task)
+            if now.content != task.content:
+                raise DataError(
+                    f"int8 is scored on images that were held out in training, but {task.data} has changed since, and "
+                    "its splits with it; bring the old data back, or name other images, not trained on, by --data"
+                )
+            task = now if side == now.resolution else data.reopen(task, resolution=side)
+            source = replace(source, other=task) if source.other else replace(source, task=task)
         splits = data.load(task) if task else None
     except DataError:
         if int8:
@@ -313,6 +319,8 @@ def _facts(source: Source, shape: Shape, form: str, cut: bool) -> dict[str, Any]
         "weights_digest": _digest(source.net),
         "spec": spec.to_dict(),
         "task": task.to_dict() if task else None,
+        "data": source.other.to_dict() if source.other else None,
+        "notes": list(source.notes),
         "input": {
             "name": onnx.INPUT, "type": "float32", "layout": "NCHW", "shape": ["batch", *shape], "range": [0, 1],
             "preparation": _preparation(task, shape),

@@ -141,16 +141,9 @@ def score(
             )
     if not getattr(task, split):
         raise DataError(f"the {split} split of {name} is empty; use --split validation")
-    notes = []
-    if task.class_names != trained.class_names:
-        notes.append(
-            f"classes are compared by index, but {name} names them {', '.join(task.class_names)} and the net was "
-            f"trained on {', '.join(trained.class_names)}"
-        )
+    notes = differences(checkpoint, task)
     if own and (task if side == trained.resolution else data.reopen(trained)).content != trained.content:
         notes.append(f"{name} has changed since the training, so that its {split} split may hold images trained on")
-    if (note := white_note(checkpoint, task)) is not None:
-        notes.append(note)
     splits = data.load(task)
     data.check_labels(task, splits, split)
     samples = getattr(splits, split)
@@ -168,14 +161,20 @@ def score(
     )
 
 
-def white_note(checkpoint: Checkpoint, task: Task) -> str | None:
-    """A sentence where the 16-bit images of ``task`` are not scaled as those were that the net was trained on."""
-    if task.white is None or checkpoint.task.white is not None or task.content == checkpoint.task.content:
-        return None
-    return (
-        f"{checkpoint.path} does not say which value of 16-bit images was white in training, so that those of "
-        f"{task.data} are scaled by their own largest value, {task.white}"
-    )
+def differences(checkpoint: Checkpoint, task: Task) -> list[str]:
+    """Sentences on what the data of ``task`` have otherwise than those that the net was trained on."""
+    trained, notes = checkpoint.task, []
+    if task.class_names != trained.class_names:
+        notes.append(
+            f"classes are compared by index, but {task.data} names them {', '.join(task.class_names)} and the net was "
+            f"trained on {', '.join(trained.class_names)}"
+        )
+    if task.white is not None and trained.white is None and task.content != trained.content:
+        notes.append(
+            f"{checkpoint.path} does not say which value of 16-bit images was white in training, so that those of "
+            f"{task.data} are scaled by their own largest value, {task.white}"
+        )
+    return notes
 
 
 # -- from pixels to classes ------------------------------------------------------------------------------------------

@@ -170,14 +170,19 @@ def test_the_card_says_which_value_of_16_bits_is_white(tmp_path: Path) -> None:
                 Image.fromarray(values).save(tmp_path / name / part / f"{i}.png")
     task = data.open_task(names["own"], resolution=32)
     net = models.build(replace(SPEC, classes=2, in_channels=1))
-    for white, said, notes in ((4000, 4000, 0), (None, 1000, 1)):
+    for white, notes in ((4000, 0), (None, 1)):
         facts = {"task": replace(task, white=white).to_dict(), "recipe": Recipe().to_dict()}
         models.save_checkpoint(net, tmp_path / "net.safetensors", facts)
         source = deployment.open_source(str(tmp_path / "net.safetensors"), names["other"])
         assert len(source.notes) == notes
         (one,) = deployment.export(source, "torch-export", tmp_path / "out")
         assert one.card["check"]["images"] == 1
-        assert one.card["input"]["preparation"].startswith(f"values of 16 bits divided by {said}, at most 1, times 255")
+        assert ("divided by 4000, at most 1, times 255" in one.card["input"]["preparation"]) == (white == 4000)
+        assert len(one.card["notes"]) == notes
+        assert one.card["data"]["white"] == (white or 1000)
+        own = deployment.open_source(str(tmp_path / "net.safetensors"))
+        (one,) = deployment.export(own, "torch-export", tmp_path / "out")
+        assert "divided by 4000, at most 1, times 255" in one.card["input"]["preparation"]  # the data tell
 
 
 @pytest.mark.parametrize(
@@ -199,6 +204,29 @@ def test_what_is_no_export_of_the_same_weights_is_not_replaced(
     with pytest.raises(OnenetBenchError, match=r"an export replaces .*name another --out"):
         deployment.export(deployment.open_source(str(checkpoint)), "onnx", tmp_path / "out", int8=True)
     assert {path.name: path.read_text() for path in (tmp_path / "out").iterdir()} == there
+
+
+@pytest.mark.slow
+def test_the_card_names_the_classes_trained_on_whatever_it_is_scored_on(checkpoint: Path, tmp_path: Path) -> None:
+    trained = inference.open_checkpoint(checkpoint).task
+    for name in ("images", "masks"):
+        (tmp_path / "other" / name).mkdir(parents=True)
+        for i in range(3):
+            image = np.arange(32 * 32, dtype=np.uint8).reshape(32, 32) % 8
+            Image.fromarray(image).convert("RGB" if name == "images" else "L").save(tmp_path / f"other/{name}/{i}.png")
+    (tmp_path / "other/classes.txt").write_text("\n".join([*"abcdefg", "background"]))
+    command = ["export", str(checkpoint), "--data", f"folder:{tmp_path / 'other'}", "--out", str(tmp_path / "out")]
+    done = CliRunner().invoke(app, [*command, "--int8"])
+    assert done.exit_code == 0, done.output
+    assert "names them a, b, c, d, e, f, g, background and the net was trained on background, " in done.stderr
+    assert f"mIoU, test split of folder:{tmp_path / 'other'}, 1 images" in done.stdout.replace("\n", "")
+    for name in ("mine.onnx", "mine-int8.onnx"):
+        card = json.loads((tmp_path / "out" / f"{name}.json").read_text())
+        assert card["task"] == trained.to_dict()
+        assert [one["name"] for one in card["classes"]] == list(trained.class_names)
+        assert card["classes"][0]["colour"] == "#{:02x}{:02x}{:02x}".format(*BACKGROUND)
+        assert (card["data"]["data"], card["data"]["background"]) == (f"folder:{tmp_path / 'other'}", 7)
+        assert "classes are compared by index" in card["notes"][0]
 
 
 def test_torch_export_runs_again_and_a_net_without_weights_says_so(tmp_path: Path) -> None:

@@ -66,9 +66,10 @@ def export(
             )
         if "int8" in one.card:
             scored = one.card["int8"]
+            of = f" of {one.card['data']['data']}" if one.card["data"] else ""
             before, after = scored["before"]["miou"], scored["after"]["miou"]
             print(
-                f"mIoU, {scored['scored_on']}, {scored['images']} images: float32 {before:.4f}, int8 {after:.4f}, "
+                f"mIoU, {scored['scored_on']}{of}, {scored['images']} images: float32 {before:.4f}, int8 {after:.4f}, "
                 f"{100 * (after - before):+.2f} points"
             )
     if not json_ and all(one.accepted for one in done):
