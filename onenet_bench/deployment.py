@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from onenet_bench import __version__, costs, data, inference, models, training, zoo
+from onenet_bench.data import decathlon
 from onenet_bench.data.samples import Samples
 from onenet_bench.errors import DataError, OnenetBenchError, RecipeError, known
 from onenet_bench.files import whole
@@ -341,10 +342,13 @@ def _facts(source: Source, shape: Shape, form: str, cut: bool) -> dict[str, Any]
 
 def _preparation(task: Task | None, shape: Shape) -> str:
     """How an image of the task comes to the net, in words."""
-    white = task.white if task else None
+    kind, white = (task.data.partition(":")[0], task.white) if task else ("", None)
     return "; ".join([
+        *([decathlon.in_words(kind)] if kind in decathlon.KINDS else []),
         *([f"values of 16 bits divided by {white}, at most 1, times 255, rounded"] if white else []),
-        f"stretched to {shape[1]} x {shape[2]} pixels, bytes divided by 255",
+        f"stretched to {shape[1]} x {shape[2]} pixels by a bilinear filter that averages where it shrinks "
+        "(antialiased, as Pillow's BILINEAR)",
+        "bytes divided by 255",
         *(["red, green, blue"] if shape[0] == 3 else []),
     ])  # fmt: skip
 

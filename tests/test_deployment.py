@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -204,6 +205,19 @@ def test_what_is_no_export_of_the_same_weights_is_not_replaced(
     with pytest.raises(OnenetBenchError, match=r"an export replaces .*name another --out"):
         deployment.export(deployment.open_source(str(checkpoint)), "onnx", tmp_path / "out", int8=True)
     assert {path.name: path.read_text() for path in (tmp_path / "out").iterdir()} == there
+
+
+@pytest.mark.parametrize(
+    ("kind", "wanted"),
+    [
+        ("msd-lung:PATH", "Hounsfield units are clipped to -1000 to 400, which become 0 and 255"),
+        ("msd-brain:PATH", "standard deviations from their mean in the volume, clipped to -5 to 5, which become 1 and"),
+        ("voc:PATH", "^stretched to 32 x 48 pixels by a bilinear filter .*antialiased.*; bytes divided by 255; red, "),
+    ],
+)
+def test_the_card_says_how_an_image_comes_to_the_net(checkpoint: Path, kind: str, wanted: str) -> None:
+    task = replace(inference.open_checkpoint(checkpoint).task, data=kind)
+    assert re.search(wanted, deployment._preparation(task, (3, 32, 48)))
 
 
 @pytest.mark.slow

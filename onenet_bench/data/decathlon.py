@@ -223,6 +223,20 @@ def _mri(volume: NDArray[np.float32]) -> NDArray[np.uint8]:
     return made
 
 
+def in_words(kind: str) -> str:
+    """How volumes of ``kind``, a key of ``KINDS``, become images, for who must do it elsewhere."""
+    low, high = HOUNSFIELD
+    ct = f"Hounsfield units are clipped to {low:g} to {high:g}, which become 0 and 255, and rounded"
+    mri = (
+        "voxels of 0 stay 0, the others are taken in standard deviations from their mean in the volume, clipped to "
+        f"-{DEVIATIONS:g} to {DEVIATIONS:g}, which become 1 and 255, and rounded"
+    )
+    return (
+        "slices of a volume as stored, rows along its first axis and columns along its second, a channel for each "
+        f"modality in the order of {LISTING}, in which {ct if KINDS[kind].is_ct else mri}"
+    )
+
+
 def _is_ct(modality: str) -> bool:
     return modality.upper() == "CT"
 
