@@ -360,13 +360,16 @@ def jobs(sources: Sequence[Path], out: Path, *, overwrite: bool = False) -> list
 
 
 def _files(source: Path) -> list[Path]:
-    """``source``, or the images and volumes of a folder by name; hidden ones (``._*`` among them) are passed over."""
+    """``source``, or the images and volumes of a folder by name; folders in it and hidden files (``._*`` among them)
+    are passed over."""
     if not source.is_dir():
         return [source]
     found = [
         path
         for path in sorted(source.iterdir())
-        if (path.suffix.lower() in folder.EXTENSIONS or _is_volume(path)) and not path.name.startswith(".")
+        if (path.suffix.lower() in folder.EXTENSIONS or _is_volume(path))
+        and not path.name.startswith(".")
+        and path.is_file()
     ]
     if not found:
         endings = ", ".join((*folder.EXTENSIONS, *VOLUMES))

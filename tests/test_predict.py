@@ -435,6 +435,7 @@ def test_nothing_is_overwritten_unasked(tmp_path: Path) -> None:
 def test_a_folder_stands_for_the_images_in_it(tmp_path: Path) -> None:
     for name in ("b.PNG", "a.nii.gz", "._b.PNG", "notes.txt", "c.tiff"):
         (tmp_path / name).touch()
+    (tmp_path / "folder.png").mkdir()
     planned = inference.jobs([tmp_path], tmp_path / "out")
     assert [(job.source.name, job.mask.name) for job in planned] == [
         ("a.nii.gz", "a.nii.gz"), ("b.PNG", "b.png"), ("c.tiff", "c.png"),

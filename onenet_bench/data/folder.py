@@ -309,6 +309,8 @@ def _read_mask(path: Path) -> NDArray[Any]:
         raise DataError(
             f"class indices are at least 0, but {path} holds {array.min()}; write {IGNORED} for pixels to ignore"
         )
+    if array.max() > np.iinfo(np.int64).max:
+        raise DataError(f"class indices are below 2^63, but {path} holds {array.max()}; number the classes from 0")
     return array
 
 

@@ -535,6 +535,13 @@ REFUSALS: dict[str, tuple[Callable[[Path], object], str]] = {
         ),
         r"masks/2\.npy holds -1; write 255",
     ),
+    "wide mask": (
+        _each(
+            _without("masks/2.png"),
+            lambda r: _save(r / "masks/2.npy", _halves(0, 2**63, dtype=np.uint64)),
+        ),
+        r"below 2\^63, but .*masks/2\.npy holds 9223372036854775808",
+    ),
     "too many classes": (_noise_mask, r"at most 64 different ones, but with .*masks/2\.png"),
     "1 and 255": (_only_one, "hold nothing but 1 and perhaps 255, .* objects as 1"),
     "1 and 255, with names": (_each(_only_one, _write("classes.txt", "a\nb\n")), "hold nothing but 1 and"),
