@@ -161,6 +161,19 @@ def test_a_space_asks_for_so_many_images_of_generated_data_alone(tmp_path: Path)
     assert (task.train, task.validation, task.test, task.resolution, task.seed) == (3, 1, 1, 32, 3)
 
 
+@pytest.mark.parametrize("words", [["data", "prepare"], ["train", "onenet_e_4", "--data"], ["sweep", "--data"]])
+def test_masks_of_which_most_counts_nowhere_are_told(words: list[str], tmp_path: Path) -> None:
+    for part in ("images", "masks"):
+        (tmp_path / part).mkdir()
+        for number in range(3):
+            np.save(tmp_path / part / f"{number}.npy", np.diag([255] * 7 + [254]).astype(np.uint8))
+    (tmp_path / "taken").touch()
+    end = [] if "prepare" in words else ["--out", "taken"]  # before anything is trained
+    done = call(*words, f"folder:{tmp_path}", "--resolution", "16", *end, cwd=tmp_path)
+    assert re.match("onenet-bench: in the masks of .* 255, which counts nowhere, has more pixels", done.stderr)
+    assert done.returncode == (2 if end else 0), done.stderr
+
+
 def test_a_name_is_no_markup(tmp_path: Path) -> None:
     (tmp_path / "a[").mkdir()
     (tmp_path / "a[/b].toml").write_text('classes = 2\nstem = {channels = 4}\nencoder = [{channels = 8}]\n'

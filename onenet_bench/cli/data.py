@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from onenet_bench.cli.options import Json, Seed, absolute, app, print_json
+from onenet_bench.cli.options import Json, Seed, app, opened, print_json
 
 data_app = typer.Typer(
     help="Check and convert published data sets: voc, pets-full, pets-small, msd-heart, msd-brain, msd-lung.",
@@ -55,7 +55,7 @@ def data_prepare(
 
     _tell_progress()
     try:
-        task = data_sets.open_task(absolute(data), resolution=resolution, seed=seed)
+        task = opened(data, resolution=resolution, seed=seed)
         splits = data_sets.load(task)
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from here", file=sys.stderr)

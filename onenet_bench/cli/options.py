@@ -152,13 +152,21 @@ def check_device(device: str) -> None:
             )
 
 
-def open_task(data: str, space: SearchSpace, resolution: int | None, seed: int = 0) -> Task:
-    """The task of a search of ``space``. How many images a space asks for holds for generated ones."""
+def opened(data: str, **wanted: Any) -> Task:
+    """``data.open_task``; what is odd about the data is said on standard error."""
     from onenet_bench import data as data_sets
 
+    task = data_sets.open_task(absolute(data), **wanted)
+    for note in data_sets.notes(task):
+        print(f"onenet-bench: {note}", file=sys.stderr)
+    return task
+
+
+def open_task(data: str, space: SearchSpace, resolution: int | None, seed: int = 0) -> Task:
+    """The task of a search of ``space``. How many images a space asks for holds for generated ones."""
     wanted = dict(space.task) if data.partition(":")[0] == "synthetic" else {}
     side = resolution or space.task.get("resolution")
-    return data_sets.open_task(absolute(data), seed=seed, **{**wanted, **({"resolution": side} if side else {})})
+    return opened(data, seed=seed, **{**wanted, **({"resolution": side} if side else {})})
 
 
 def absolute(data: str) -> str:

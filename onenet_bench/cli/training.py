@@ -27,13 +27,13 @@ from onenet_bench.cli.options import (
     Seed,
     Steps,
     Threads,
-    absolute,
     app,
     check_device,
     command_line,
     fresh,
     go_on,
     only_with,
+    opened,
     print_json,
     print_table,
     read_integers,
@@ -87,7 +87,6 @@ def train(
     import torch
 
     from onenet_bench import costs, ledger, models, training, zoo
-    from onenet_bench import data as data_sets
     from onenet_bench.evaluate import evaluate
     from onenet_bench.recipe import RECIPES, Recipe
     from onenet_bench.record import Status, usable_cores
@@ -112,7 +111,7 @@ def train(
             schedule=schedule, augmentation=augmentation, deep_supervision=deep_supervision, patience=patience,
             keep=keep,
         )  # fmt: skip
-        task = data_sets.open_task(absolute(data), resolution=resolution, seed=seed)
+        task = opened(data, resolution=resolution, seed=seed)
         spec = replace(zoo.read(net), classes=task.classes, in_channels=task.in_channels)
         costs.count(spec, resolution, deep_supervision=chosen.deep_supervision > 0)  # raises where they do not fit
         if weights:

@@ -14,7 +14,18 @@ from onenet_bench.data.samples import Request, Samples, Source, Splits
 from onenet_bench.errors import DataError, known
 from onenet_bench.task import Task
 
-__all__ = ["SOURCES", "Samples", "Source", "Splits", "cache_dir", "check_labels", "load", "open_task", "reopen"]
+__all__ = [
+    "SOURCES",
+    "Samples",
+    "Source",
+    "Splits",
+    "cache_dir",
+    "check_labels",
+    "load",
+    "notes",
+    "open_task",
+    "reopen",
+]
 
 SOURCES: dict[str, Source] = {
     "synthetic": synthetic.SOURCE,
@@ -103,6 +114,11 @@ def load(task: Task) -> Splits:
             f"is now {now.content}; bring the old data back, or open a new task"
         )
     return _source(task.data.partition(":")[0]).load(task)
+
+
+def notes(task: Task) -> tuple[str, ...]:
+    """Sentences on what is odd about the data of ``task``, just opened, and yet may be meant. Raises DataError."""
+    return _source(task.data.partition(":")[0]).notes(task)
 
 
 def check_labels(task: Task, splits: Splits, *names: str) -> None:

@@ -13,7 +13,8 @@ Lines that begin with ``#``, hidden files (``._*`` among them), folders and file
 
 **Masks** hold one integer a pixel; of a palette image that is the index, not the colour. JPEG is refused, for it
 changes values, and so are colours. The classes are the values found in all masks in use, 255 apart; but masks of 0 and
-255 alone are black and white pictures, whose 255 is the object. Where these are
+255 alone are black and white pictures, whose 255 is the object. A single pixel of another value makes 255 count nowhere
+in all of them, of which ``notes`` tells where it has more pixels than all other values but 0. Where the classes are
 0 to K-1 for some K, a value is its class; otherwise the sorted values are numbered from 0. A class is named
 ``background`` if its value is 0, else ``value_V``, or as ``classes.txt`` says: K lines are values 0 to K-1, of which
 not all need occur, or, if other values occur, the names of the K sorted values. The background is the class named
@@ -41,6 +42,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -99,6 +101,8 @@ class _Facts:
     channels: int
     brightest: int  # the largest value of the 16-bit images, 0 if there are none
     values: tuple[int, ...]  # the masks' values that are classes, sorted
+    void: int  # pixels that count nowhere
+    marked: int  # pixels of all other values but 0
 
 
 # -- finding files ---------------------------------------------------------------------------------------------------
@@ -323,16 +327,20 @@ def _facts(tree: _Tree, content: str) -> _Facts:
         return {
             "channels_and_brightest": np.array([facts.channels, facts.brightest]),
             "values": np.array(facts.values, np.int64),
+            "void_and_marked": np.array([facts.void, facts.marked]),
         }
 
-    arrays = _cache.arrays(f"folder-facts-{content}", build)
+    arrays = _cache.arrays(f"folder-seen-{content}", build)
     channels, brightest = arrays["channels_and_brightest"].tolist()
-    return _Facts(channels=channels, brightest=brightest, values=tuple(arrays["values"].tolist()))
+    void, marked = arrays["void_and_marked"].tolist()
+    return _Facts(
+        channels=channels, brightest=brightest, values=tuple(arrays["values"].tolist()), void=void, marked=marked
+    )
 
 
 def _look(tree: _Tree) -> _Facts:
     first_with: dict[int, Path] = {}  # channels -> the first image that has as many
-    values: set[int] = set()
+    pixels: Counter[int] = Counter()  # by value of the masks
     brightest = 0
     for stem, path in tree.images.items():
         channels, sixteen_bit, size = channels_and_size(path)
@@ -351,8 +359,9 @@ def _look(tree: _Tree) -> _Facts:
                 f"an image lies as its mask does, but {path} has EXIF orientation {turn}, and its size does not say "
                 "whether its mask was drawn before or after that turn; save the image as it is seen, without the mark"
             )
-        values.update(np.unique(mask).tolist())
-        if len(values - {IGNORED}) > MOST_CLASSES:
+        found, counts = np.unique(mask, return_counts=True)
+        pixels.update(dict(zip(found.tolist(), counts.tolist(), strict=True)))
+        if len(pixels.keys() - {IGNORED}) > MOST_CLASSES:
             raise DataError(
                 f"masks hold class indices, at most {MOST_CLASSES} different ones, but with {tree.masks[stem]} there "
                 "are more; look for smoothed edges, or an image among the masks"
@@ -360,8 +369,14 @@ def _look(tree: _Tree) -> _Facts:
     if len(first_with) > 1 and first_with.keys() != {1, 3}:
         told = ", ".join(f"{path} has {channels}" for channels, path in sorted(first_with.items()))
         raise DataError(f"all images have the same channels, or are grayscale and RGB, but {told}")
-    classes = values if values == {0, IGNORED} else values - {IGNORED}
-    return _Facts(channels=max(first_with), brightest=brightest, values=tuple(sorted(classes)))
+    classes = pixels.keys() if pixels.keys() == {0, IGNORED} else pixels.keys() - {IGNORED}
+    return _Facts(
+        channels=max(first_with),
+        brightest=brightest,
+        values=tuple(sorted(classes)),
+        void=0 if IGNORED in classes else pixels[IGNORED],
+        marked=sum(count for value, count in pixels.items() if value not in (0, IGNORED)),
+    )
 
 
 def _classes(tree: _Tree, values: tuple[int, ...]) -> tuple[tuple[str, ...], tuple[int, ...]]:
@@ -429,6 +444,18 @@ def _open(request: Request) -> Task:
     )
 
 
+def _notes(task: Task) -> tuple[str, ...]:
+    tree = _find(task.data.partition(":")[2])
+    facts = _facts(tree, task.content)
+    if facts.void <= facts.marked:
+        return ()
+    others = ", ".join(map(str, facts.values[:5])) + (", …" if len(facts.values) > 5 else "")
+    return (
+        f"in the masks of {tree.root} 255, which counts nowhere, has more pixels than all other values but 0 together; "
+        f"if it is an object, write another value for it, or remove stray ones: beside it there are {others}",
+    )
+
+
 def _load(task: Task) -> Splits:
     tree = _find(task.data.partition(":")[2])
     facts = _facts(tree, task.content)
@@ -485,4 +512,5 @@ SOURCE = Source(
     summary="folder:PATH  images/ and masks/ of the same stems",
     open=_open,
     load=_load,
+    notes=_notes,
 )

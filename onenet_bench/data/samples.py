@@ -109,9 +109,11 @@ class Source:
     """A kind of data: a row of ``onenet_bench.data.SOURCES``.
 
     ``open`` looks at what is there and returns the Task with all sizes, the class names and the content
-    digest filled in. ``load`` returns the pixels of a Task that ``open`` has made. Both raise DataError.
+    digest filled in. ``load`` returns the pixels of a Task that ``open`` has made. Both raise DataError. ``notes`` are
+    sentences on what is odd about such a Task, and yet may be meant.
     """
 
     summary: str  # one line for a list of kinds; begins with how the name is written
     open: Callable[[Request], Task]
     load: Callable[[Task], Splits]
+    notes: Callable[[Task], tuple[str, ...]] = lambda _: ()

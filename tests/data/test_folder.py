@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import struct
 import zlib
 from collections.abc import Callable
@@ -197,6 +198,21 @@ def test_masks_of_0_and_255_alone_are_black_and_white_pictures(
         (root / "classes.txt").unlink(missing_ok=True)
     assert _open(root).class_names == expected
     assert all(np.array_equal(mask, _halves(0, 1)) for _, mask in _everything(root).values())
+
+
+def test_much_that_counts_nowhere_is_told(root: Path) -> None:
+    """A single stray pixel takes their object from black and white pictures."""
+    for path in (root / "masks").iterdir():
+        _save(path, _halves(0, 255))
+    assert data.notes(_open(root)) == ()
+    stray = _halves(0, 255)
+    stray[0, 0] = 254
+    _save(root / "masks/0.png", stray)
+    (note,) = data.notes(_open(root))
+    assert re.search("set 255, which counts nowhere, has more pixels than .* beside it there are 0, 254$", note)
+    for path in (root / "masks").iterdir():
+        _save(path, _halves(0, 255, 1, 1))
+    assert data.notes(_open(root)) == ()
 
 
 @pytest.mark.parametrize(
