@@ -97,15 +97,7 @@ def load(task: Task) -> Splits:
         DataError: what ``task.data`` names is no longer what the task was opened on.
     """
     try:
-        now = open_task(
-            task.data,
-            resolution=task.resolution,
-            seed=task.seed,
-            train=task.train,
-            validation=task.validation,
-            test=task.test,
-            white=task.white,
-        )
+        now = reopen(task)
     except DataError as error:
         raise DataError(f"a task must find the data it was opened on: {error}") from error
     if now.content != task.content:

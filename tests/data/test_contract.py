@@ -108,6 +108,13 @@ def test_refuses_other_content(task: Task) -> None:
         data.load(replace(task, content="0123"))
 
 
+def test_a_task_is_reopened_with_what_is_there(task: Task) -> None:
+    assert data.reopen(task) == task
+    assert data.reopen(task, resolution=48) == data.open_task(task.data, resolution=48, seed=3, **SIZES)
+    if task.data != "synthetic":
+        assert data.reopen(replace(task, train=10**6)).train < 10**6
+
+
 def test_a_task_survives_json(task: Task) -> None:
     assert data.load(Task.from_dict(task.to_dict())).train.names == data.load(task).train.names
 

@@ -146,6 +146,7 @@ def test_another_question_is_not_mixed_in(tmp_path: Path) -> None:
         with pytest.raises(LedgerError, match=r"was begun for another (recipe|space|task)"):
             tables._begin(other, distinct(other), tmp_path, "")
     tables._begin(question(0, recipe=replace(RECIPE, seed=3)), distinct(asked), tmp_path, "")
+    tables._begin(question(0, task=replace(asked.task, white=4000)), distinct(asked), tmp_path, "")  # of the content
 
 
 def test_what_makes_no_table_is_said(tmp_path: Path) -> None:

@@ -63,6 +63,11 @@ def test_a_run_from_before_a_field_of_the_recipe_existed_is_known(old: Path) -> 
     assert len(earlier(old, searched(1000))) == 12
 
 
+def test_a_run_from_before_a_task_said_what_is_white_is_known(old: Path) -> None:
+    search = searched(1000)
+    assert len(earlier(old, replace(search, task=replace(search.task, white=4000)))) == 12
+
+
 def test_it_begins_where_the_other_ended(old: Path, tmp_path: Path) -> None:
     """With the proposal of a search that has trained the same nets itself."""
     book, core = begin(tmp_path / "new", warm(old))
