@@ -549,13 +549,46 @@ class Net(nn.Module):
     assert "`aten::mv`" in run(path, "--format", "markdown")[1]
 
 
-def test_the_uncounted_operators_exist_and_have_no_formula() -> None:
+@pytest.mark.parametrize(
+    ("computed", "operator"),
+    [
+        ("torch.conv_tbc(x[0], torch.zeros(3, 16, 5), torch.zeros(5))", "conv_tbc"),
+        ("torch.sparse.mm(torch.eye(16).to_sparse(), x[0, 0])", "_sparse_addmm"),
+        ("torch.cholesky_solve(x[0, 0], torch.eye(16))", "cholesky_solve"),
+        ("torch._int_mm(x[0].flatten(0, 1).to(torch.int8), torch.zeros(16, 8, dtype=torch.int8))", "_int_mm"),
+        ("nn.functional.pdist(x[0, 0])", "_pdist_forward"),
+    ],
+)
+def test_a_product_without_a_formula_is_said(module: Any, run: Any, computed: str, operator: str) -> None:
+    path = module(f"class Net(nn.Module):\n    def forward(self, x):\n        return {computed}", function="Net")
+    _, out, _ = run(path, "--update")
+    assert f"macs leave out: aten::{operator}\n" in out
+
+
+def test_every_operator_of_torch_that_is_named_like_a_product_is_counted_or_said() -> None:
     import torch
     from torch.utils.flop_counter import flop_registry
 
-    from onenet_bench.measure.modules import UNCOUNTED
+    from onenet_bench.measure.modules import NO_PRODUCTS, PRODUCTS
 
-    assert [name for name in UNCOUNTED if getattr(torch.ops.aten, name) in flop_registry] == []
+    like = re.compile(
+        "mm|mv|mat|dot|dist|conv|linear|product|rnn|gru|lstm|attention|transformer|solve|chol|qr|linalg|fft"
+    )
+    harmless = re.compile(
+        "gamma|sqrt|cumm(ax|in)|hamming|fftfreq"  # of one number at a time
+        "|upsample"  # interpolates
+        "|convert|reorder|flatten|dummy|materialize"  # lay tensors out
+        "|check_errors"
+    )
+    said = {}
+    for operator in torch._C._dispatch_get_all_op_names():
+        space, _, name = operator.partition(".")[0].partition("::")
+        if space != "aten" or not like.search(name) or getattr(torch.ops.aten, name) in flop_registry:
+            continue
+        if not torch._C._dispatch_has_kernel_for_dispatch_key(operator, "CompositeImplicitAutograd"):  # taken apart
+            said[name] = PRODUCTS.search(name) is not None and not NO_PRODUCTS.search(name)
+    assert len(said) > 150
+    assert sorted(name for name in said if said[name] is bool(harmless.search(name))) == []
 
 
 @pytest.mark.parametrize(

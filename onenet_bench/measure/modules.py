@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import re
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -25,12 +26,14 @@ ROOT = "(root)"
 DEVICES = (("meta", "meta"), ("cpu", "meta"), ("cpu", "cpu"))
 """Where the module is built and where it runs: without memory if it can be, else as it would anyway."""
 
-UNCOUNTED = frozenset({
-    "_cdist_forward", "_native_multi_head_attention", "_scaled_dot_product_flash_attention_for_cpu",
-    "_thnn_fused_gru_cell", "_thnn_fused_lstm_cell", "_transformer_encoder_layer_fwd", "_trilinear", "addbmm", "addmv",
-    "addr", "dot", "mkldnn_rnn_layer", "mv", "vdot",
-})  # fmt: skip
-"""Operators of torch that multiply and add and that its FlopCounterMode passes over."""
+PRODUCTS = re.compile(
+    r"(mm|mv|dot|dist)(_|$)|^addr_?$|matmul|conv(?!ert)|linear|rnn|gru|lstm|attention|transformer|solve|cholesky|"
+    r"(?<!s)qr|^_?linalg_|^_fft_"
+)
+"""In the names of torch's operators that multiply and add; FlopCounterMode passes over those without a formula. …"""
+
+NO_PRODUCTS = re.compile("upsample|reorder|flatten|check_errors")
+"""… In those of operators that are named alike, but interpolate, lay weights out or look at errors."""
 
 
 def count_module(target: str, shape: tuple[int, ...], args: Mapping[str, Any], folder: Path) -> Counted:
@@ -103,8 +106,8 @@ def _sentence(error: BaseException) -> str:
 
 
 class _Uncounted(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Takes down the operators that ran and that may multiply and add without being counted: those above, Fourier
-    transforms, linear algebra, and whatever is not torch's own and has no formula registered."""
+    """Takes down the operators that ran and that may multiply and add without being counted: without a formula, and
+    either named like a product or not torch's own."""
 
     supports_higher_order_operators = True
 
@@ -115,8 +118,8 @@ class _Uncounted(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if getattr(func, "overloadpacket", func) not in flop_registry:
             namespace, _, name = func.name().split(".")[0].rpartition("::")
-            passed_over = name in UNCOUNTED or name.startswith(("_fft_", "linalg_"))
-            if namespace not in ("aten", "prim", "prims") or passed_over:
+            is_product = PRODUCTS.search(name) and not NO_PRODUCTS.search(name)
+            if namespace not in ("aten", "prim", "prims") or is_product:
                 self.names.add(f"{namespace}::{name}".removeprefix("::"))
         return func(*args, **(kwargs or {}))
 
