@@ -49,6 +49,8 @@ MOST_COUNTED = 1 << 56
 """Of a level, so that the sums over all levels, in bytes, fit 64 bits."""
 CODES = 1 << 62
 """Combinations that a number of 64 bits can tell apart."""
+FEW = 1 << 10
+"""Combinations in which a net is looked for first, before all are."""
 BATCH = 1 << 17
 """Candidates that are gathered at a time, so that memory stays small."""
 
@@ -80,6 +82,27 @@ class Screening:
     def choices(self, index: int) -> dict[str, Any]:
         """The choices of one combination."""
         return {name: self.space.choices[name][int(at[index])] for name, at in self.options.items()}
+
+    @property
+    def refusal(self) -> str:
+        """Why the first of the impossible combinations makes no net; empty where all do."""
+        if self.possible.all():
+            return ""
+        choices = self.choices(int(self.possible.argmin()))
+        try:
+            spec = self.space.spec(choices, classes=self.classes, in_channels=self.in_channels)
+            costs.count(spec, self.resolution)
+        except SpecError as error:
+            return str(error)
+        raise AssertionError(f"{choices} make a net, but were screened as impossible")
+
+    def check(self) -> None:
+        """Raise SpaceError where no combination makes a net."""
+        if not self.possible.any():
+            raise SpaceError(
+                f"a space holds at least one net, but none of the {len(self):,} combinations of {self.space.name} that "
+                f"were counted makes one; the first: {self.refusal}"
+            )
 
     def fits(self, budget: Sequence[Budget]) -> npt.NDArray[np.bool_]:
         """Which combinations make a net within ``budget``. Raises SpaceError for a cost that is not screened."""
@@ -141,6 +164,25 @@ def screen(
         distinct=first & possible,
         sampled=sampled,
     )
+
+
+def check(
+    space: SearchSpace, resolution: int, budget: Sequence[Budget], *, classes: int, in_channels: int = 3
+) -> None:  # fmt: skip
+    """Raise SpaceError where ``space`` has no net, or none within ``budget``, as far as that is known: limits on costs
+    that are not screened are passed over, and so is the budget of a space that is too large to enumerate."""
+    limits = [limit for limit in budget if limit.cost in SCREENED]
+    found = screen(space, resolution, classes=classes, in_channels=in_channels, most=FEW)
+    if found.fits(limits if space.size <= MOST else ()).any():
+        return
+    found = screen(space, resolution, classes=classes, in_channels=in_channels, most=MOST)
+    found.check()
+    if not found.sampled and not found.fits(limits).any():
+        least = dict.fromkeys(f"{limit.cost} {np.nanmin(found.costs[limit.cost]):,.10g}" for limit in limits)
+        raise SpaceError(
+            f"a space holds at least one net within the budget, but {space.name} has none within "
+            f"{' and '.join(map(str, limits))}; allow more than the least there are, {', '.join(least)}"
+        )
 
 
 _Memo = dict[tuple[str, int], dict[tuple[int, ...], list[int]]]

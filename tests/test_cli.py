@@ -99,6 +99,36 @@ def test_wrong_input_is_one_sentence_and_exit_code_2(case: str, tmp_path: Path) 
     assert not list(tmp_path.iterdir()), "nothing is left behind"
 
 
+NOTHING = {
+    "no net": ("", "scale = 7", "none of the 2 combinations of mine that were counted makes one; the first: .*got 7"),
+    "too dear": ("budget = ['macs <= 9']", "", r"mine has none within macs <= 9; allow more than .* are, macs [\d,]+$"),
+}
+
+
+@pytest.mark.parametrize("command", ["sweep", "sweep --sampler random", "tabulate"])
+@pytest.mark.parametrize("case", NOTHING)
+def test_a_space_without_a_net_to_train_is_one_sentence_and_leaves_nothing(
+    case: str, command: str, tmp_path: Path
+) -> None:
+    limit, more, sentence = NOTHING[case]
+    path = tmp_path / "mine.toml"
+    path.write_text(
+        f"name = 'mine'\nobjectives = ['miou', 'macs']\n{limit}\n[choices]\nwidth = [4, 8]\n"
+        f"[net]\ndepth = 1\nwidth = '$width'\n{more}\n"
+    )
+    done = call(*command.split(), "--space", "mine.toml", "--resolution", "32", cwd=tmp_path)
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert re.search(sentence, done.stderr.strip()), done.stderr
+    assert "Traceback" not in done.stderr
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_search_that_trained_nothing_says_so(tmp_path: Path) -> None:
+    done = call("sweep", *QUICK, "--budget", "peak_training_mib <= 0.001", "--out", "run", cwd=tmp_path)
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "nothing was trained: 300 proposals in a row could not be trained" in done.stderr
+
+
 def test_what_does_not_fit_into_memory_is_one_sentence(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from onenet_bench import costs, space
+from onenet_bench import screen as screening
 from onenet_bench.budget import Budget, excess
 from onenet_bench.errors import SpaceError, SpecError
 from onenet_bench.plan import plan
@@ -341,6 +342,42 @@ def test_the_command_samples_and_says_so(tmp_path: Path) -> None:
     assert "one 1x32x32 image, 3 classes" in done.stdout
     assert [path.name for path in tmp_path.iterdir()] == ["here.html"]
     assert "200 of its 10,368 combinations were drawn" in (tmp_path / "here.html").read_text(encoding="utf-8")
+
+
+TYPOS = {
+    "kind": ({"encoder": ["conv2d", "onenet_1d"]}, {}, "the 2 combinations .* unknown block kind 'onenet_1d'"),
+    "depth": ({"depth": "$depth"}, {"depth": [40, 41]}, "the 4 combinations .* 1 to 30 levels here, but got depth=40"),
+    "circle": ({}, {"width": ["$width", "b"]}, r"width must be a number, but got '\$width'"),
+    "of many": ({"scale": 7, "stem_repeat": "$n"}, {"n": list(range(1, 3000))}, "the 2,000 combinations .* got 7"),
+}
+
+
+@pytest.mark.parametrize("case", TYPOS)
+def test_a_space_without_any_net_is_refused(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(screening, "MOST", 2000)
+    net, choices, sentence = TYPOS[case]
+    reached = SearchSpace(
+        name="typo", choices={"width": (4, 8), **{name: tuple(options) for name, options in choices.items()}},
+        net={"depth": 2, "width": "$width", **net},
+    )  # fmt: skip
+    with pytest.raises(SpaceError, match=sentence):
+        screening.check(reached, 28, (), classes=2)
+
+
+def test_a_net_within_the_budget_is_looked_for_among_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Up to as many as are enumerated; of a larger space nothing is said that is not known."""
+    monkeypatch.setattr(screening, "FEW", 3)
+    reached = space.load("hybrid")
+    known = screen(reached, 64, classes=8)
+    least = int(known.costs["macs"].min())
+    limits = [Budget(cost="macs", limit=least), Budget(cost="latency_ms", limit=1e-9)]
+    assert not screen(reached, 64, classes=8, most=screening.FEW).fits(limits[:1]).any()
+    screening.check(reached, 64, limits, classes=8)
+    tight = [Budget(cost="macs", limit=least - 1)]
+    with pytest.raises(SpaceError, match=rf"none within macs <= {least - 1}; .* least there are, macs {least:,}$"):
+        screening.check(reached, 64, tight, classes=8)
+    monkeypatch.setattr(screening, "MOST", 10_000)
+    screening.check(reached, 64, tight, classes=8)
 
 
 WRONG = {

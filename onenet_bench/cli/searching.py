@@ -174,6 +174,9 @@ def sweep(
     if Status.FAILED in ends and Status.COMPLETE not in ends:
         print("onenet-bench: every training failed; the report says why", file=sys.stderr)
         raise typer.Exit(1)
+    if ends <= {Status.REJECTED}:
+        print(f"onenet-bench: nothing was trained: {core.ended}", file=sys.stderr)
+        raise typer.Exit(1)
 
 
 def _latency(runtime: str | None, resolution: int, device: str) -> Conditions | None:

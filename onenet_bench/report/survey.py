@@ -17,9 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from onenet_bench import costs
 from onenet_bench.budget import Budget
-from onenet_bench.errors import SpaceError, SpecError
 from onenet_bench.pareto import non_dominated
 from onenet_bench.record import COSTS
 from onenet_bench.report.figures import log_ticks
@@ -196,14 +194,9 @@ def screening_facts(screening: Screening, budget: Sequence[Budget]) -> Screening
 
     Raises SpaceError where no combination makes a net, and for a budget on a cost that is not screened.
     """
-    because = _first_refusal(screening)
     fits = screening.fits(budget)
+    screening.check()
     possible = int(screening.possible.sum())
-    if not possible:
-        raise SpaceError(
-            f"a space holds at least one net, but none of the {len(screening):,} combinations of "
-            f"{screening.space.name} that were counted makes one; the first: {because}"
-        )
     counted = _Counted.of(screening, fits)
     limits = {b.cost: min(other.limit for other in budget if other.cost == b.cost) for b in budget}
     share = float(fits.sum() / possible)
@@ -220,7 +213,7 @@ def screening_facts(screening: Screening, budget: Sequence[Budget]) -> Screening
         counted=len(screening),
         sampled=screening.sampled,
         impossible=len(screening) - possible,
-        impossible_because=because,
+        impossible_because=screening.refusal,
         distinct=len(counted.nets),
         all_used=bool((counted.costs["parameters"] == counted.costs["parameters_used"]).all()),
         fitting=int(counted.fits.sum()),
@@ -234,19 +227,6 @@ def screening_facts(screening: Screening, budget: Sequence[Budget]) -> Screening
         largest=largest,
         nets={i: _net(screening, i, bool(fits[i])) for i in sorted(on_fronts)},
     )
-
-
-def _first_refusal(screening: Screening) -> str:
-    """Why the first of the impossible combinations makes no net; empty where all do."""
-    if screening.possible.all():
-        return ""
-    choices = screening.choices(int(screening.possible.argmin()))
-    try:
-        spec = screening.space.spec(choices, classes=screening.classes, in_channels=screening.in_channels)
-        costs.count(spec, screening.resolution)
-    except SpecError as error:
-        return str(error)
-    raise AssertionError(f"{choices} make a net, but were screened as impossible")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,7 +18,7 @@ from typing import Protocol
 
 import numpy as np
 
-from onenet_bench import data, ledger, pareto
+from onenet_bench import data, ledger, pareto, screen
 from onenet_bench.data.samples import Samples
 from onenet_bench.errors import DataError, LedgerError
 from onenet_bench.files import whole
@@ -46,10 +46,12 @@ def start(
     """Begin a run in ``folder`` and carry it out. Returns its core; ``core.ended`` says why it ended.
 
     ``memory_mib`` is what one trial may take of its device's memory, ``final`` how many times the nets of the front are
-    trained anew when the search has ended. Raises LedgerError where the folder holds a run already or cannot be
-    written, DataError for unusable data.
+    trained anew when the search has ended. Raises SpaceError where the space has no net (within the budget),
+    LedgerError where the folder holds a run already or cannot be written, DataError for unusable data.
     """
-    shown = _shown_images(search.task, final)
+    asked = search.task
+    screen.check(search.space, asked.resolution, search.budget, classes=asked.classes, in_channels=asked.in_channels)
+    shown = _shown_images(asked, final)
     if any(o.name == "dice_case_fg" for o in search.objectives) and not any("/" in name for name in shown.names):
         raise DataError(
             f"dice_case_fg is a mean over patients, but {search.task.data} has none; use dice_fg, or data of volumes"

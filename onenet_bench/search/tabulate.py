@@ -35,7 +35,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from onenet_bench import costs
+from onenet_bench import costs, screen
 from onenet_bench.budget import excess
 from onenet_bench.errors import LedgerError, RecipeError, SpaceError, SpecError
 from onenet_bench.files import whole
@@ -189,9 +189,17 @@ def tabulate(
     """Train what the table in ``folder`` still lacks, ``workers`` nets at a time with a thread each.
 
     ``heard`` is told after every training how many there are, and of how many. Seeds may be added to a table that is
-    there. Raises LedgerError where the folder holds anything else, cannot be written, or is at work already.
+    there. Raises SpaceError where there is no net to train, LedgerError where the folder holds anything else, cannot
+    be written, or is at work already.
     """
+    space, task = question.space, question.task
+    screen.check(space, task.resolution, space.budget, classes=task.classes, in_channels=task.in_channels)
     rows = distinct(question)
+    if not rows:  # what only the training decides
+        raise SpaceError(
+            f"a table holds at least one net, but of {space.name} none can be trained within "
+            f"{' and '.join(map(str, space.budget)) or 'its recipe'}; allow more"
+        )
     with _writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
     with _alone(folder):

@@ -158,6 +158,10 @@ def test_what_makes_no_table_is_said(tmp_path: Path) -> None:
         question(0, recipe=replace(RECIPE, steps=30))
     with pytest.raises(SpaceError, match="has a patience of 1; leave it out"):
         question(0, recipe=replace(RECIPE, patience=1))
+    dear = replace(SPACE, budget=(Budget.parse("peak_training_mib <= 0.001"),))
+    with pytest.raises(SpaceError, match=r"of two none can be trained within peak_training_mib <= 0\.001; allow more"):
+        tabulate(question(0, space=dear), tmp_path / "dear", command="")
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_damaged_table_is_said_and_kept(tmp_path: Path) -> None:
