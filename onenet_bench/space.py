@@ -30,8 +30,12 @@ from onenet_bench.errors import SpaceError, SpecError, known
 from onenet_bench.pareto import Objective, objectives
 from onenet_bench.recipe import Recipe
 from onenet_bench.spec import NetSpec, StageSpec, StemSpec
+from onenet_bench.task import MOST_SIDE
 
 T = TypeVar("T")
+
+MOST_IMAGES = 2**24
+"""Of a split: as many of MOST_SIDE still have a number of elements that fits 64 bits."""
 
 MOST_LEVELS = 30
 """Of a net: half a billion pixels become one."""
@@ -129,6 +133,9 @@ class SearchSpace:
         for name, value in self.task.items():
             if type(value) is not int:
                 raise SpaceError(f"{name} in [task] is a whole number, but {self.name} has {value!r}")
+            least, most = _TASK_FIELDS[name]
+            if not least <= value <= most:
+                raise SpaceError(f"{name} in [task] is {least} to {most:,}, but {self.name} has {value:,}")
         used = {v.removeprefix("$") for v in _leaves(self.net) if isinstance(v, str) and v.startswith("$")}
         if missing := sorted(used ^ set(self.choices)):
             raise SpaceError(
@@ -219,7 +226,10 @@ class SearchSpace:
 
 
 _ARGUMENTS = [name for name in signature(compose).parameters if name not in ("classes", "in_channels")]
-_TASK_FIELDS = ("resolution", "train", "validation", "test")
+_TASK_FIELDS = {
+    "resolution": (1, MOST_SIDE), "train": (1, MOST_IMAGES), "validation": (1, MOST_IMAGES), "test": (0, MOST_IMAGES),
+}  # fmt: skip
+"""Each with the least and the most that it may be."""
 
 
 def is_ordered(options: Sequence[Any]) -> bool:

@@ -12,6 +12,9 @@ from typing import Any
 
 from onenet_bench.errors import DataError
 
+MOST_SIDE = 2**16
+"""Pixels of an image that a net is trained on or run on: beyond it numbers of elements do not fit 64 bits."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Task:

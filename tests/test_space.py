@@ -94,6 +94,11 @@ REFUSED = {
     "rate's type": ({"recipe": {"learning_rate": "x"}}, "learning_rate of a recipe is a number, but got 'x'"),
     "text's type": ({"recipe": {"augmentation": 3}}, "augmentation of a recipe is a text, but got 3"),
     "task's type": ({"task": {"resolution": "64"}}, r"resolution in \[task\] is a whole number, but tiny has '64'"),
+    "pixels": ({"task": {"resolution": 10**9}}, r"resolution in \[task\] is 1 to 65,536, but tiny has 1,000,000,000"),
+    "no pixels": ({"task": {"resolution": 0}}, r"resolution in \[task\] is 1 to 65,536, but tiny has 0"),
+    "no images": ({"task": {"train": 0}}, r"train in \[task\] is 1 to 16,777,216, but tiny has 0"),
+    "images": ({"task": {"validation": 10**30}}, r"validation in \[task\] is 1 to 16,777,216, but tiny has 1,000"),
+    "fewer than none": ({"task": {"test": -1}}, r"test in \[task\] is 0 to 16,777,216, but tiny has -1"),
     "no depth": (
         {"net": {"width": "$width", "encoder": "$kind"}},
         "how deep and how wide nets are, but tiny lacks 'depth'",

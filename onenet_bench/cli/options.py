@@ -15,6 +15,7 @@ import typer
 
 from onenet_bench import __version__
 from onenet_bench.errors import RecipeError, known
+from onenet_bench.task import MOST_SIDE
 
 if TYPE_CHECKING:
     from onenet_bench.recipe import Recipe
@@ -55,8 +56,6 @@ Run = Annotated[str, typer.Argument(help="A run's folder or name, or 'latest'.")
 Data = Annotated[
     str, typer.Option(help="'synthetic', 'folder:PATH' with images/ and masks/ in it, or a published set, 'voc:PATH'.")
 ]
-MOST_SIDE = 2**16
-"""Pixels of an image that a net is trained on or run on: beyond it numbers of elements do not fit 64 bits."""
 MOST_SEED = 2**32 - 1
 """Of torch's and numpy's generators alike."""
 Seed = Annotated[
