@@ -490,6 +490,41 @@ def test_what_meta_tensors_cannot_do_is_done_on_the_cpu_with_equal_counts(module
     assert facts.uncounted == {}
 
 
+KEPT = """
+import functools
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a = nn.Conv2d(3, 3, 1)
+        self.a.bias.requires_grad_(False)
+        self.register_buffer("scale", torch.ones(3, 1, 1))
+    def forward(self, x):
+        return self.a(x) * self.scale if x.sum().item() > -1e9 else x  # no meta tensor has an item
+NET = Net()
+def make(): return NET
+@functools.cache
+def cached(): return Net()
+"""
+
+
+def test_a_module_that_is_kept_stays_as_it_was_and_is_counted_on_the_cpu(module: Any) -> None:
+    path = module(KEPT)
+    checking.check(path, update=True)
+    (layers,) = budget.read_lock(budget.lock_path(path)).values()
+    assert layers == {"a": Layer(12, 9 * 256)}
+    (held,) = [m for name, m in sys.modules.items() if name.startswith("held_") and hasattr(m, "NET")]
+    assert {name: (t.device.type, t.requires_grad) for name, t in held.NET.named_parameters()} == {
+        "a.weight": ("cpu", True), "a.bias": ("cpu", False),
+    }  # fmt: skip
+
+
+def test_a_cached_module_that_meta_tensors_cannot_run_is_said(module: Any, run: Any) -> None:
+    path = module(KEPT, function="cached")
+    one_sentence(
+        run(path, "--update"), "raised RuntimeError: Tensor.item() cannot be called on meta tensors; return a new"
+    )
+
+
 def test_lazy_tied_failing_and_instance_attribute_modules(module: Any) -> None:
     path = module(
         """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import importlib
 import re
 import sys
@@ -46,6 +47,7 @@ def count_module(target: str, shape: tuple[int, ...], args: Mapping[str, Any], f
     """
     with _imports_from(folder), contextlib.redirect_stdout(sys.stderr):  # stdout is the report's
         function = _import(target)
+        failures: list[BudgetError] = []
         for built_on, run_on in DEVICES:
             doing = "calling it"
             try:
@@ -53,14 +55,17 @@ def count_module(target: str, shape: tuple[int, ...], args: Mapping[str, Any], f
                     net = function(**args)
                 if not isinstance(net, nn.Module):
                     raise BudgetError(f"{target} must return an nn.Module, but returned {type(net).__name__}")
+                if run_on == "cpu" and any(tensor.is_meta for tensor in _tensors(net)):  # kept from an earlier call
+                    raise BudgetError(f"{failures[-1]}; return a new module from every call")
                 doing = f"running its module on an input of {'x'.join(map(str, (1, *shape)))}"
-                return _count(net.to(run_on).eval(), shape, run_on)
+                return _count((_emptied(net) if run_on == "meta" else net).eval(), shape, run_on)
             except BudgetError:
                 raise
             except (Exception, SystemExit) as error:  # noqa: BLE001  (foreign code may raise anything)
                 failure = BudgetError(f"{target} must give a module that runs, but {doing} raised {_sentence(error)}")
                 failure.__cause__ = error
-        raise failure
+                failures.append(failure)
+        raise failures[-1]
 
 
 @contextlib.contextmanager
@@ -97,6 +102,24 @@ def _import(target: str) -> Callable[..., object]:
             "write a function around it"
         )
     return found  # type: ignore[no-any-return]
+
+
+def _tensors(net: nn.Module) -> Iterator[Tensor]:
+    yield from net.parameters()
+    yield from net.buffers()
+
+
+def _emptied(net: nn.Module) -> nn.Module:
+    """``net`` without memory: a copy of it where it has any, since whoever built it may keep it."""
+    if all(tensor.is_meta for tensor in _tensors(net)):
+        return net
+    memo: dict[int, Any] = {}  # what stands in for the tensors, so that none is copied
+    for tensor in _tensors(net):
+        if type(tensor) is nn.Parameter:
+            memo[id(tensor)] = nn.Parameter(tensor.data.to("meta"), tensor.requires_grad)
+        elif type(tensor) is Tensor:
+            memo[id(tensor)] = tensor.to("meta")
+    return copy.deepcopy(net, memo).to("meta")
 
 
 def _sentence(error: BaseException) -> str:
