@@ -568,6 +568,26 @@ def test_a_compiled_module_is_counted_without_compiling_it(module: Any) -> None:
     assert layers == {"_orig_mod.0": Layer(16, 12 * 256)}
 
 
+@pytest.mark.parametrize(
+    ("made", "owner"), [("script(inner)", "(root)"), ("trace(inner, torch.zeros(1, 4, 16, 16))", "1")]
+)
+def test_the_macs_of_a_scripted_module_are_its_parents(module: Any, made: str, owner: str) -> None:
+    path = module(
+        "def make():\n    inner = nn.Sequential(nn.Conv2d(4, 8, 3), nn.ReLU())\n"
+        f"    return nn.Sequential(nn.Conv2d(3, 4, 1), torch.jit.{made})"
+    )
+    checking.check(path, update=True)
+    (layers,) = budget.read_lock(budget.lock_path(path)).values()
+    assert layers == {"0": Layer(16, 12 * 256), owner: Layer(0, 8 * 36 * 14**2), "1.0": Layer(296, 0)}
+
+
+def test_a_module_that_is_scripted_whole_is_counted(module: Any) -> None:
+    path = module("def make(): return torch.jit.script(nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU()))")
+    checking.check(path, update=True)
+    (layers,) = budget.read_lock(budget.lock_path(path)).values()
+    assert layers == {"(root)": Layer(0, 12 * 256), "0": Layer(16, 0)}
+
+
 def test_what_could_not_be_counted_is_said(module: Any, run: Any) -> None:
     path = module(
         """

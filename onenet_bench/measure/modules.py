@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.jit._script import RecursiveScriptModule
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
@@ -175,12 +176,15 @@ def _count(net: nn.Module, shape: tuple[int, ...], device: str) -> Counted:
     dtype = next((p.dtype for p in net.parameters() if p.is_floating_point()), torch.float32)
     with contextlib.ExitStack() as stack:
         for module in net.modules():
+            if module is net or isinstance(module, RecursiveScriptModule):
+                continue  # the latter takes no hooks: its MACs are its parent's
             stack.callback(module.register_forward_pre_hook(enter, prepend=True).remove)
             stack.callback(module.register_forward_hook(leave, always_call=True).remove)
         for context in (_unfused(), torch.no_grad(), torch.device(device), uncounted, counter):
             stack.enter_context(context)  # the counter innermost: it takes compound operators apart
         image: Tensor = torch.zeros(1, *shape, dtype=dtype)  # (B = 1, *shape)
-        net(image)
+        enter(net, image)
+        leave(net, image, net(image))
 
     layers: dict[str, Layer] = {}
     known: set[int] = set()
