@@ -588,6 +588,23 @@ def test_a_module_that_is_scripted_whole_is_counted(module: Any) -> None:
     assert layers == {"(root)": Layer(0, 12 * 256), "0": Layer(16, 0)}
 
 
+COND = """
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a = nn.Conv2d(3, 3, 1)
+    def forward(self, x):
+        return torch.cond(x.sum() > 0, lambda x: self.a(self.a(x)), lambda x: self.a(x).clone(), (self.a(x),))
+"""
+
+
+def test_both_branches_of_a_condition_are_counted(module: Any) -> None:
+    path = module(COND, function="Net")
+    checking.check(path, update=True)
+    (layers,) = budget.read_lock(budget.lock_path(path)).values()
+    assert layers == {"a": Layer(12, (1 + 2 + 1) * 9 * 256)}
+
+
 def test_what_could_not_be_counted_is_said(module: Any, run: Any) -> None:
     path = module(
         """
