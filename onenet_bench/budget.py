@@ -160,7 +160,7 @@ def _is_module(net: str) -> bool:
 
 def _read_toml(path: Path, what: str, way_out: str) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         why = error.strerror if isinstance(error, OSError) else error
         raise BudgetError(f"{what} must be readable TOML, but {path} is not ({why}); {way_out}") from error

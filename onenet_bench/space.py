@@ -188,6 +188,9 @@ class SearchSpace:
         for required in ("name", "objectives", "choices", "net"):
             if not values.get(required):
                 raise SpaceError(f"a space needs {required!r}, but {values.get('name', 'this one')} has none")
+        for text in ("name", "summary"):
+            if not isinstance(values.get(text, ""), str):
+                raise SpaceError(f"{text} of a space is a text, but got {values[text]!r}")
         for table in ("choices", "net", "task", "recipe"):
             if not isinstance(values.get(table, {}), Mapping):
                 raise SpaceError(f"[{table}] of a space is a table, but got {values[table]!r}")
@@ -202,8 +205,8 @@ class SearchSpace:
         if unknown := sorted(set(recipe) - {f.name for f in fields(Recipe)}):
             raise SpaceError(known("field in [recipe]", unknown[0], [f.name for f in fields(Recipe)]))
         return cls(
-            name=str(values["name"]),
-            summary=str(values.get("summary", "")),
+            name=values["name"],
+            summary=values.get("summary", ""),
             objectives=objectives(values["objectives"]),
             budget=tuple(Budget.parse(text) for text in values.get("budget", ())),
             choices={name: tuple(options) for name, options in values["choices"].items()},
@@ -216,7 +219,7 @@ class SearchSpace:
     def from_toml(cls, path: Path) -> SearchSpace:
         """Read a space from a file. Raises SpaceError."""
         try:
-            values = tomllib.loads(path.read_text(encoding="utf-8"))
+            values = tomllib.loads(path.read_text(encoding="utf-8-sig"))
         except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
             raise SpaceError(f"a space is a readable TOML file, but {path} is not: {error}") from error
         space = cls.from_dict(values)

@@ -52,12 +52,20 @@ STEM_KINDS: dict[str, str] = {
 }
 
 SCALES = (2, 3, 4)
+MOST_REPEAT = 256
+"""Of a level: more than any published net has."""
 HEADS = ("top", "all")
 
 
 def _positive(what: str, value: int) -> None:
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise SpecError(f"{what} must be a whole number of at least 1, but got {value!r}")
+
+
+def _check_repeat(what: str, value: int) -> None:
+    _positive(what, value)
+    if value > MOST_REPEAT:
+        raise SpecError(f"{what} must be at most {MOST_REPEAT}, but got {value:,}; take fewer and wider layers")
 
 
 _TYPES: dict[Any, tuple[tuple[type, ...], str]] = {
@@ -87,7 +95,7 @@ class StemSpec:
         if self.kind not in STEM_KINDS:
             raise SpecError(known("stem kind", self.kind, STEM_KINDS))
         _positive("the stem's channels", self.channels)
-        _positive("the stem's repeat", self.repeat)
+        _check_repeat("the stem's repeat", self.repeat)
         if self.kind == "resnet" and self.repeat != 1:
             raise SpecError(f"a resnet stem is one convolution, but got repeat={self.repeat}; set it to 1")
 
@@ -123,7 +131,7 @@ class StageSpec:
             raise SpecError(known("block kind", self.kind, BLOCK_KINDS))
         facts = BLOCK_KINDS[self.kind]
         _positive(f"a {self.kind} level's channels", self.channels)
-        _positive(f"a {self.kind} level's repeat", self.repeat)
+        _check_repeat(f"a {self.kind} level's repeat", self.repeat)
         if self.scale not in SCALES:
             raise SpecError(f"a level's scale is one of {SCALES}, but got {self.scale!r}")
         if self.spatial_kernel is None:
@@ -267,7 +275,7 @@ class NetSpec:
     def from_toml(cls, path: Path) -> NetSpec:
         """Read a spec from a TOML file with the fields of ``to_dict``."""
         try:
-            values = tomllib.loads(path.read_text(encoding="utf-8"))
+            values = tomllib.loads(path.read_text(encoding="utf-8-sig"))
         except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
             raise SpecError(f"a net's file must be readable TOML, but {path} is not: {error}") from error
         return cls.from_dict(values)

@@ -398,6 +398,12 @@ def test_a_missing_budgets_file_format_or_folder_is_one_sentence(project: Path, 
     assert (project.read_bytes(), budget.lock_path(project).read_bytes()) == (before, old)
 
 
+def test_files_may_begin_with_a_byte_order_mark(project: Path) -> None:
+    for path in (project, budget.lock_path(project)):
+        path.write_text(path.read_text(), encoding="utf-8-sig")
+    assert checking.check(project).passed
+
+
 # Modules of other projects ------------------------------------------------------------------------------
 
 NET = """

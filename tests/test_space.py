@@ -113,6 +113,8 @@ REFUSED = {
         "'width' of tiny offers datetime.date",
     ),
     "a table as an option": ({"choices": {**MINIMAL["choices"], "width": [[{"a": 1}]]}}, "or a list of these"),
+    "name": ({"name": ["a"]}, r"name of a space is a text, but got \['a'\]"),
+    "summary": ({"summary": 3}, "summary of a space is a text, but got 3"),
     "table": ({"net": 3}, r"\[net\] of a space is a table, but got 3"),
 }
 
@@ -139,8 +141,16 @@ def test_a_number_that_is_none_is_named(argument: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("argument", "value"), [("depth", 2.0), ("growth", float("inf")), ("growth", 1e300), ("depth", 1100)]
-)
+    ("argument", "value"),
+    [
+        ("depth", 2.0),
+        ("growth", float("inf")),
+        ("growth", 1e300),
+        ("depth", 1100),
+        ("repeat", 257),
+        ("stem_repeat", 10**9),
+    ],
+)  # fmt: skip
 def test_numbers_that_make_no_net_are_named(argument: str, value: float) -> None:
     with pytest.raises(SpecError, match="but got"):
         compose(**{"classes": 2, "depth": 4, "width": 8, argument: value})
@@ -153,6 +163,8 @@ def test_spaces_are_found_by_name_or_file(tmp_path: Path) -> None:
         space.load(str(tmp_path / "none.toml"))
     copy = tmp_path / "mine.toml"
     copy.write_text((space.folder() / "hybrid.toml").read_text())
+    assert space.load(str(copy)) == space.load("hybrid")
+    copy.write_text(copy.read_text(), encoding="utf-8-sig")  # as some editors do
     assert space.load(str(copy)) == space.load("hybrid")
 
 

@@ -49,6 +49,8 @@ def test_a_spec_is_read_from_toml(tmp_path: Path) -> None:
         """
     )
     spec = NetSpec.from_toml(path)
+    path.write_text(path.read_text(), encoding="utf-8-sig")  # as some editors do
+    assert NetSpec.from_toml(path) == spec
     assert spec.encoder[0] == StageSpec(kind="onenet1d", channels=16, spatial_kernel=9)
     assert spec.decoder[0].kernel == 3  # the default of a 2D kind
     assert spec.stem.repeat == 3
@@ -106,6 +108,7 @@ REFUSED = {
     "no table": (lambda: NetSpec.from_dict({"classes": 2, "stem": 3}), "a stem is a table of fields, but got 3"),
     "scale's type": (lambda: StageSpec(channels=4, scale=2.0), "scale of a level is a whole number, but got 2.0"),
     "kind's type": (lambda: StageSpec(kind=["conv2d"], channels=4), r"kind of a level is a text, but got \['conv2d'\]"),
+    "repeat": (lambda: StageSpec(kind="conv2d", channels=4, repeat=257), "repeat must be at most 256, but got 257"),
     "skip's type": (lambda: StageSpec(channels=4, skip="no"), "skip of a level is true or false, but got 'no'"),
     "levels": (lambda: NetSpec.from_dict({"classes": 2, "encoder": 5}), "encoder of a net is a list.* but got 5"),
     "zoo": (lambda: zoo.get("unet_9"), "unknown net 'unet_9'; known: "),
