@@ -34,6 +34,9 @@ from onenet_bench.task import MOST_SIDE
 
 T = TypeVar("T")
 
+MOST_OPTIONS = 2**15
+"""Of a choice: their indices fit 16 bits."""
+
 MOST_IMAGES = 2**24
 """Of a split: as many of MOST_SIDE still have a number of elements that fits 64 bits."""
 
@@ -117,6 +120,11 @@ class SearchSpace:
 
     def __post_init__(self) -> None:
         for name, options in self.choices.items():
+            if len(options) > MOST_OPTIONS:
+                raise SpaceError(
+                    f"a choice offers at most {MOST_OPTIONS:,} options, but {name!r} of {self.name} has "
+                    f"{len(options):,}; leave some out"
+                )
             if strange := [o for o in options if not _is_plain(o)]:
                 raise SpaceError(
                     f"an option is a finite number, a text, true, false or a list of these, but {name!r} of "

@@ -77,6 +77,10 @@ REFUSED = {
     "choice unused": ({"net": {"depth": 1, "width": "$width"}}, "'kind' of tiny is not both"),
     "choice missing": ({"net": {**MINIMAL["net"], "scale": "$s"}}, "'s' of tiny is not both"),
     "twice": ({"choices": {**MINIMAL["choices"], "width": [4, 4]}}, r"'width' of tiny has \[4, 4\]"),
+    "too many": (
+        {"choices": {**MINIMAL["choices"], "width": list(range(32769))}},
+        "at most 32,768 options, but 'width' of tiny has 32,769; leave some out",
+    ),
     "no list": ({"choices": {**MINIMAL["choices"], "width": 4}}, "a list of options, but 'width' is 4"),
     "argument": ({"net": {**MINIMAL["net"], "deph": 2}}, r"argument in \[net\] 'deph'; known: .*depth"),
     "task field": ({"task": {"size": 3}}, r"field in \[task\] 'size'; known: resolution"),
