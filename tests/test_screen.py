@@ -348,7 +348,7 @@ TYPOS = {
     "kind": ({"encoder": ["conv2d", "onenet_1d"]}, {}, "the 2 combinations .* unknown block kind 'onenet_1d'"),
     "depth": ({"depth": "$depth"}, {"depth": [40, 41]}, "the 4 combinations .* 1 to 30 levels here, but got depth=40"),
     "circle": ({}, {"width": ["$width", "b"]}, r"width must be a number, but got '\$width'"),
-    "of many": ({"scale": 7, "stem_repeat": "$n"}, {"n": list(range(1, 3000))}, "the 2,000 combinations .* got 7"),
+    "of many": ({"scale": 7, "max_channels": "$n"}, {"n": list(range(1, 3000))}, "the 2,000 combinations .* got 7"),
 }
 
 
