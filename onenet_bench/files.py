@@ -1,7 +1,8 @@
-"""Files that are written whole or not at all."""
+"""Files that are written whole or not at all, and folders that one process has to itself."""
 
 from __future__ import annotations
 
+import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,6 +27,25 @@ def whole(path: Path, *, durable: bool = False) -> Iterator[Path]:
         draft.unlink(missing_ok=True)
     if durable and hasattr(os, "O_DIRECTORY"):
         _to_disk(path.parent, os.O_RDONLY | os.O_DIRECTORY)  # the new name
+
+
+@contextmanager
+def alone(folder: Path, taken: Exception) -> Iterator[None]:
+    """The only process in ``folder``, which is there. Raises ``taken`` while another one is.
+
+    The lock is the operating system's and dies with its owner; where a file system has none, nothing is held.
+    """
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise taken from error
+        except OSError:
+            pass
+        yield
+    finally:
+        os.close(handle)
 
 
 def _to_disk(path: Path, flags: int) -> None:

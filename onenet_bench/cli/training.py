@@ -42,7 +42,7 @@ from onenet_bench.cli.options import (
     side,
 )
 from onenet_bench.errors import OnenetBenchError, RecipeError, known
-from onenet_bench.files import whole
+from onenet_bench.files import alone, whole
 
 if TYPE_CHECKING:
     from onenet_bench.recipe import Recipe
@@ -134,7 +134,10 @@ def train(
         raise OnenetBenchError(
             f"the folder for weights must be writable, but {folder} is not: {error.strerror}"
         ) from error
-    context.with_resource(training.alone(folder))
+    taken = RecipeError(
+        f"a training belongs to one process at a time, but another one trains in {folder}; wait for it, or take another"
+    )
+    context.with_resource(alone(folder, taken))
     checkpoints = training.Checkpointing(folder=folder, asked={"weights": started_from})
     if resume is None and checkpoints.path.exists():
         raise RecipeError(f"{folder} already holds a training; go on with --resume {folder}, or take another folder")

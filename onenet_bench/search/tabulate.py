@@ -15,7 +15,6 @@ seed, all of them with the first seed, then with the next, so that a table in th
 from __future__ import annotations
 
 import csv
-import fcntl
 import hashlib
 import io
 import json
@@ -38,7 +37,7 @@ import pandas as pd
 from onenet_bench import costs, screen
 from onenet_bench.budget import excess
 from onenet_bench.errors import LedgerError, RecipeError, SpaceError, SpecError
-from onenet_bench.files import whole
+from onenet_bench.files import alone, whole
 from onenet_bench.pareto import losses, non_dominated
 from onenet_bench.recipe import Recipe
 from onenet_bench.record import COSTS, SCORES, Machine, Record, Status, provenance
@@ -202,7 +201,8 @@ def tabulate(
         )
     with _writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    with _alone(folder):
+    taken = LedgerError(f"a table belongs to one process at a time, but another one fills {folder}; wait for it")
+    with alone(folder, taken):
         return _go_on(question, rows, folder, command, workers, heard)
 
 
@@ -255,24 +255,6 @@ def _writing(folder: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise LedgerError(f"a table's folder must be writable, but {folder} is not: {error.strerror}") from error
-
-
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """With a lock that dies with its owner."""
-    with _writing(folder):
-        handle = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        os.close(handle)
-        raise LedgerError(
-            f"a table belongs to one process at a time, but another one fills {folder}; wait for it"
-        ) from error
-    try:
-        yield
-    finally:
-        os.close(handle)
 
 
 def _follow() -> None:

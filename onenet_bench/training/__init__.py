@@ -4,7 +4,7 @@
 all from top to bottom; ``checkpoints`` keeps its state, ``logs`` its history.
 """
 
-from onenet_bench.training.checkpoints import Checkpointing, alone, read_asked, read_facts
+from onenet_bench.training.checkpoints import Checkpointing, read_asked, read_facts
 from onenet_bench.training.logs import LOGS, Log
 from onenet_bench.training.loop import (
     DivergedError,
@@ -31,7 +31,6 @@ __all__ = [
     "SplitMetrics",
     "SplitScores",
     "Trained",
-    "alone",
     "class_weights",
     "evaluate_split",
     "fit",

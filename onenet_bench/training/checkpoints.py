@@ -6,11 +6,8 @@ in its header. It is replaced whole or not at all. No pickle is ever read.
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -66,29 +63,6 @@ class State:
     asked: Mapping[str, Any]
     best: dict[str, Tensor] = field(default_factory=dict)
     facts: Mapping[str, Any] = field(default_factory=dict)
-
-
-@contextmanager
-def alone(folder: Path) -> Iterator[None]:
-    """The only training in ``folder``, which is there. Raises RecipeError while another process holds it.
-
-    The lock is the operating system's and dies with its owner; where a file system has none, nothing is held.
-    """
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        os.close(handle)
-        raise RecipeError(
-            f"a training belongs to one process at a time, but another one trains in {folder}; wait for it, or take "
-            "another folder"
-        ) from error
-    except OSError:
-        pass
-    try:
-        yield
-    finally:
-        os.close(handle)
 
 
 def save_state(state: State, path: Path) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from onenet_bench import costs, data, space
+from onenet_bench import costs, data, files, space
 from onenet_bench.budget import Budget
 from onenet_bench.errors import LedgerError, SpaceError
 from onenet_bench.evaluate import evaluate
@@ -196,7 +196,7 @@ def test_a_table_has_a_folder_and_a_process_of_its_own(tmp_path: Path) -> None:
     with pytest.raises(LedgerError, match=r"holds README\.md; give another --out"):
         tabulate(question(0), tmp_path, command="")
     assert [path.name for path in tmp_path.iterdir()] == ["README.md"]
-    with tables._alone(tmp_path), pytest.raises(LedgerError, match="another one fills"):
+    with files.alone(tmp_path, LedgerError("taken")), pytest.raises(LedgerError, match="another one fills"):
         tabulate(question(0), tmp_path, command="")
     with pytest.raises(LedgerError, match="must be writable"):
         tabulate(question(0), Path("/proc/table"), command="")

@@ -11,9 +11,8 @@ from typing import Any
 import pytest
 from safetensors import safe_open
 
-from onenet_bench import cli
+from onenet_bench import cli, files
 from onenet_bench.errors import OnenetBenchError
-from onenet_bench.training import checkpoints
 from tests.test_cli import COMMAND
 
 NET = """
@@ -130,7 +129,7 @@ def test_two_trainings_in_one_folder_are_one_too_many(folder: Path) -> None:
         os.kill(training.pid, signal.SIGINT)
         training.communicate(timeout=60)
     assert training.returncode == 130
-    with checkpoints.alone(folder / "mine"):  # is free again
+    with files.alone(folder / "mine", AssertionError("it is held")):  # is free again
         pass
 
 
