@@ -30,19 +30,19 @@ def whole(path: Path, *, durable: bool = False) -> Iterator[Path]:
 
 
 @contextmanager
-def alone(folder: Path, taken: Exception) -> Iterator[None]:
+def alone(folder: Path, taken: Exception, *, lenient: bool = False) -> Iterator[None]:
     """The only process in ``folder``, which is there. Raises ``taken`` while another one is.
 
-    The lock is the operating system's and dies with its owner; where a file system has none, nothing is held.
+    The lock is the operating system's and dies with its owner. Where a file system has none, ``taken`` is raised too;
+    ``lenient``: nothing is held there.
     """
     handle = os.open(folder, os.O_RDONLY)
     try:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise taken from error
-        except OSError:
-            pass
+        except OSError as error:
+            if not lenient or isinstance(error, BlockingIOError):
+                raise taken from error
         yield
     finally:
         os.close(handle)

@@ -35,7 +35,7 @@ from PIL import Image
 from torch import Tensor
 
 from onenet_bench import data, models, training
-from onenet_bench.data import decathlon, folder
+from onenet_bench.data import decathlon, folder, rasters
 from onenet_bench.data._images import square_image
 from onenet_bench.data.samples import SPLITS
 from onenet_bench.errors import DataError, OnenetBenchError, SpecError, known
@@ -435,7 +435,7 @@ def _pixels(path: Path, channels: int, white: int | None) -> Bytes:
     """(H, W, channels)"""
     if not path.is_file():
         raise DataError(f"an image to predict is a file, but there is none at {path}")
-    found, sixteen_bit, _ = folder.channels_and_size(path)
+    found, sixteen_bit, _ = rasters.channels_and_size(path)
     can_convert = (found, channels) == (1, 3) or ((found, channels) == (3, 1) and path.suffix.lower() != ".npy")
     if found != channels and not can_convert:
         raise DataError(
@@ -446,7 +446,7 @@ def _pixels(path: Path, channels: int, white: int | None) -> Bytes:
             f"{path} has 16 bits, and what is white in them is not known; give the largest value of the training "
             "images as --white"
         )
-    return folder.to_bytes(folder.read_image(path, channels), white or 65535)
+    return rasters.to_bytes(rasters.read_image(path, channels), white or 65535)
 
 
 def _read_volume(path: Path, checkpoint: Checkpoint, modality: str | None) -> Bytes:

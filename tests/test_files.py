@@ -1,13 +1,15 @@
-"""Files that are written whole or not at all."""
+"""Files that are written whole or not at all, and folders that one process has to itself."""
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 from pathlib import Path
 
 import pytest
 
-from onenet_bench.files import whole
+from onenet_bench.files import alone, whole
 
 
 @pytest.mark.parametrize("durable", [False, True])
@@ -46,3 +48,25 @@ def test_a_folder_is_not_replaced(tmp_path: Path) -> None:
     with pytest.raises(IsADirectoryError), whole(tmp_path / "out") as draft:
         draft.write_text("content")
     assert os.listdir(tmp_path) == ["out"]
+
+
+def test_a_folder_that_cannot_be_locked_is_held_by_nobody_or_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_locks(*_: object) -> None:
+        raise OSError(errno.ENOTSUP, "no locks here")
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    with alone(tmp_path, KeyError("taken"), lenient=True):
+        pass
+    with pytest.raises(KeyError, match="taken"), alone(tmp_path, KeyError("taken")):
+        pass
+
+
+def test_a_held_folder_is_refused(tmp_path: Path) -> None:
+    with (
+        alone(tmp_path, AssertionError()),
+        pytest.raises(KeyError, match="taken"),
+        alone(tmp_path, KeyError("taken"), lenient=True),
+    ):
+        pass

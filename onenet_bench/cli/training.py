@@ -137,7 +137,7 @@ def train(
     taken = RecipeError(
         f"a training belongs to one process at a time, but another one trains in {folder}; wait for it, or take another"
     )
-    context.with_resource(alone(folder, taken))
+    context.with_resource(alone(folder, taken, lenient=True))
     checkpoints = training.Checkpointing(folder=folder, asked={"weights": started_from})
     if resume is None and checkpoints.path.exists():
         raise RecipeError(f"{folder} already holds a training; go on with --resume {folder}, or take another folder")

@@ -19,7 +19,7 @@ from PIL import Image
 from PIL.ExifTags import Base
 
 from onenet_bench import data
-from onenet_bench.data import folder
+from onenet_bench.data import folder, rasters
 from onenet_bench.errors import DataError
 from onenet_bench.task import Task
 
@@ -359,8 +359,8 @@ def test_nothing_is_decoded_twice(root: Path, monkeypatch: pytest.MonkeyPatch) -
     def never(*_: object) -> None:
         raise AssertionError("decoded again")
 
-    monkeypatch.setattr(folder, "_read_mask", never)
-    monkeypatch.setattr(folder, "open_image", never)
+    monkeypatch.setattr(folder, "read_mask", never)
+    monkeypatch.setattr(rasters, "open_image", never)
     assert np.array_equal(data.load(_open(root)).train.images, first.train.images)
     assert isinstance(first.train.images, np.memmap)
 
