@@ -13,7 +13,10 @@ the score is a made-up function of the net plus noise, drawn by a seed. Either w
 judged by the share of the front's hypervolume that the nets dominate which it had trained to the end.
 
 Writes search_tabular and search_simulated (.json, .md and .png) to ``--out``. GPSampler needs scipy, BoTorch itself;
-either is left out where that is not installed. Both take seconds for a proposal, and get fewer seeds and nets.
+either is left out where that is not installed. Both take seconds for a proposal, and get fewer seeds; BoTorch fewer
+nets too. A search by GPSampler takes twenty minutes: with ``--keep FOLDER`` they are kept there one by one, and those
+that are there already, of the same table and versions, are not run again. After a change of the search loop in
+``onenet_bench/search/core.py`` that folder is to be thrown away.
 """
 
 from __future__ import annotations
@@ -23,6 +26,7 @@ import os
 os.environ["OMP_NUM_THREADS"] = "1"
 
 import argparse
+import hashlib
 import importlib.metadata
 import importlib.util
 import itertools
@@ -302,8 +306,13 @@ class Contestant(NamedTuple):
     sampler: str = ""
     fidelity: str = "off"
     canonical: bool = True
-    few: bool = False  # too slow for all seeds and tables
+    few: int = 0  # how much training a search may spend that is too slow for all seeds and tables
+    foreign: bool = False  # nothing of the package's own sampler is in it
     on: str = "both"  # kinds of tables
+
+    def spends(self, trials: int) -> int:
+        """How much training its searches may spend where a search has ``trials`` nets' worth."""
+        return min(trials, self.few or trials)
 
 
 class CostsUnknown(FrontierSampler):
@@ -420,8 +429,8 @@ CONTESTANTS = {
     "tpe": Contestant("TPE (multivariate, group)"),
     "nsga2_again": Contestant("NSGA-II, duplicates trained again", sampler="nsga2", canonical=False, on="tabular"),
     "tpe_again": Contestant("TPE, duplicates trained again", sampler="tpe", canonical=False, on="tabular"),
-    "gp": Contestant("GPSampler", lambda search, _: GPSampler(seed=search.seed), few=True),
-    "botorch": Contestant("BoTorch qLogNEHVI, costs known", _ours(Botorch), few=True),
+    "gp": Contestant("GPSampler", lambda search, _: GPSampler(seed=search.seed), few=100, foreign=True),
+    "botorch": Contestant("BoTorch qLogNEHVI, costs known", _ours(Botorch), few=30),
     "mo_asha": Contestant("MO-ASHA over random", sampler="random", fidelity="auto", on="tabular"),
     "frontier": Contestant("frontier, no fidelity"),
     "whole": Contestant("frontier", sampler="frontier", fidelity="auto", on="tabular"),
@@ -444,7 +453,7 @@ CONTESTANTS = {
 }
 NEEDED = {"gp": "scipy", "botorch": "botorch"}
 """Packages of contestants that others can do without."""
-MARKS = (10, 20, 25, 40, 50, 80, 100)
+MARKS = (10, 15, 20, 25, 30, 40, 50, 80, 100)
 """After how many nets' worth of training the share is printed."""
 
 
@@ -547,11 +556,31 @@ def make_table(question: Question) -> Table:
     )  # fmt: skip
 
 
-def one(question: Question, contestant: str, seed: int, trials: int) -> tuple[Replay, list[float]]:
-    """One search, in a process of its own or not."""
+def one(
+    question: Question, contestant: str, seed: int, trials: int, keep: Path | None = None
+) -> tuple[Replay, list[float]]:
+    """One search, in a process of its own or not; of a foreign contestant, the one that the folder ``keep`` has."""
     table = make_table(question)
-    found = replay(table, contestant, seed, trials)
+    if keep is None or not CONTESTANTS[contestant].foreign:
+        found = replay(table, contestant, seed, trials)
+    else:
+        found = kept(keep / f"{question.title} {contestant} {seed} {trials}.json", table, contestant, seed, trials)
     return found, course(table, found, trials)
+
+
+def kept(file: Path, table: Table, contestant: str, seed: int, trials: int) -> Replay:
+    """The search that ``file`` holds, or a new one, kept there, where it is of other versions or another table."""
+    made_of = {
+        **{package: importlib.metadata.version(package) for package in ("optuna", "torch", "scipy")},
+        "table": hashlib.sha256(np.ascontiguousarray(table.told)).hexdigest(),
+    }
+    if file.exists() and (found := json.loads(file.read_text(encoding="utf-8")))["made_of"] == made_of:
+        return Replay(**found["replay"])
+    replayed = replay(table, contestant, seed, trials)
+    whole = file.with_suffix(".part")
+    whole.write_text(json.dumps({"made_of": made_of, "replay": asdict(replayed)}), encoding="utf-8")
+    whole.replace(file)
+    return replayed
 
 
 def stand(contestant: str, searches: Sequence[tuple[Replay, list[float]]]) -> Standing:
@@ -680,8 +709,8 @@ Shares are of the true front's hypervolume (scores from 0 to 1, logarithms of co
 reference point is mIoU 0 at the highest cost of each kind), by the true scores of the nets that were trained to the
 end. Proposals over budget, impossible ones and duplicates are rejected and cost nothing, for all samplers alike; but
 where a row says so duplicates are trained again, as they are with Optuna alone, which recognises none.
-Median over seeds, quartiles in brackets; searches by GPSampler and BoTorch are few and short, for a proposal of theirs
-takes seconds. Milliseconds are those of a new proposal after the first ten, on a machine with other work."""
+Median over seeds, quartiles in brackets; searches by GPSampler and BoTorch are few, BoTorch's short too, for a proposal
+of theirs takes seconds. Milliseconds are those of a new proposal after the first ten, on a machine with other work."""
 
 PAID = """\
 The same in what training costs, as parts of what the rival's searches had paid at the end (medians). An epoch's MACs
@@ -875,7 +904,7 @@ def measure(
             began = time.monotonic()
             found = {
                 name: [
-                    pool.submit(one, question, name, seed, arguments.few_trials if contestant.few else arguments.trials)
+                    pool.submit(one, question, name, seed, contestant.spends(arguments.trials), arguments.keep)
                     for seed in range(arguments.few if contestant.few else arguments.seeds)
                 ]
                 for name, contestant in CONTESTANTS.items()
@@ -901,7 +930,7 @@ def main() -> None:
     parser.add_argument("--table", type=Path, nargs="*", default=[RESULTS / "tabular" / name for name in TABLES])
     parser.add_argument("--seeds", type=int, default=20)
     parser.add_argument("--few", type=int, default=8, help="seeds of the slow ones, on the first table alone")
-    parser.add_argument("--few-trials", type=int, default=30, help="how much training these may spend")
+    parser.add_argument("--keep", type=Path, help="folder of GPSampler's searches, to be made or made use of")
     parser.add_argument("--trials", type=int, default=100, help="how much training a search may spend, in nets' worth")
     parser.add_argument("--workers", type=int, default=2, help="searches at a time")
     parser.add_argument("--out", type=Path, default=RESULTS)
@@ -909,7 +938,8 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.name and arguments.on == "both":
         parser.error("one --name is for one page: say --on tabular or --on simulated with it")
-    arguments.out.mkdir(parents=True, exist_ok=True)
+    for folder in filter(None, (arguments.out, arguments.keep)):
+        folder.mkdir(parents=True, exist_ok=True)
     needed = {name: package for name, package in NEEDED.items() if importlib.util.find_spec(package)}
     needed = needed if arguments.few else {}
     packages = ["numpy", "optuna", *(["torch", *needed.values()] if needed else [])]
