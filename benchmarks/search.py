@@ -1,6 +1,6 @@
 """How fast a search finds the front: samplers replayed on tables whose front is known.
 
-    python benchmarks/search.py                                                   # the figures in results/: an hour
+    python benchmarks/search.py                                                   # the figures in results/: hours
     python benchmarks/search.py --on tabular --seeds 3 --few 0 --out /tmp/look    # a look, a minute or two
     python benchmarks/search.py --on tabular --table results/tabular/small_long --name search_small_long
     python benchmarks/search.py --on tabular --table results/tabular/held_out --name search_held_out
@@ -15,8 +15,7 @@ judged by the share of the front's hypervolume that the nets dominate which it h
 Writes search_tabular and search_simulated (.json, .md and .png) to ``--out``. GPSampler needs scipy, BoTorch itself;
 either is left out where that is not installed. Both take seconds for a proposal, and get fewer seeds; BoTorch fewer
 nets too. A search by GPSampler takes twenty minutes: with ``--keep FOLDER`` they are kept there one by one, and those
-that are there already, of the same table and versions, are not run again. After a change of the search loop in
-``onenet_bench/search/core.py`` that folder is to be thrown away.
+that are there already, of the same table, search loop and versions, are not run again.
 """
 
 from __future__ import annotations
@@ -29,6 +28,7 @@ import argparse
 import hashlib
 import importlib.metadata
 import importlib.util
+import inspect
 import itertools
 import json
 import math
@@ -37,7 +37,7 @@ import shlex
 import statistics
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property, lru_cache, partial
@@ -569,10 +569,11 @@ def one(
 
 
 def kept(file: Path, table: Table, contestant: str, seed: int, trials: int) -> Replay:
-    """The search that ``file`` holds, or a new one, kept there, where it is of other versions or another table."""
+    """The search that ``file`` holds; where it is of another table, search loop or version, a new one, kept there."""
     made_of = {
         **{package: importlib.metadata.version(package) for package in ("optuna", "torch", "scipy")},
-        "table": hashlib.sha256(np.ascontiguousarray(table.told)).hexdigest(),
+        "table": _digest(part.tobytes() for part in (table.told, table.seconds, *table.costs.values())),
+        "loop": _digest(inspect.getsource(part).encode() for part in (inspect.getmodule(Core), replay)),
     }
     if file.exists() and (found := json.loads(file.read_text(encoding="utf-8")))["made_of"] == made_of:
         return Replay(**found["replay"])
@@ -581,6 +582,10 @@ def kept(file: Path, table: Table, contestant: str, seed: int, trials: int) -> R
     whole.write_text(json.dumps({"made_of": made_of, "replay": asdict(replayed)}), encoding="utf-8")
     whole.replace(file)
     return replayed
+
+
+def _digest(parts: Iterable[bytes]) -> str:
+    return hashlib.sha256(b"".join(parts)).hexdigest()
 
 
 def stand(contestant: str, searches: Sequence[tuple[Replay, list[float]]]) -> Standing:

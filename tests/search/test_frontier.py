@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 import math
 import re
 import weakref
@@ -16,7 +17,7 @@ import optuna
 import pytest
 from optuna.trial import TrialState, create_trial
 
-from benchmarks.search import Table, replay, simulate
+from benchmarks.search import Table, kept, replay, simulate
 from onenet_bench import costs, space
 from onenet_bench.budget import Budget, excess
 from onenet_bench.errors import SpaceError
@@ -425,6 +426,32 @@ def test_it_finds_more_of_the_front_than_chance(table: Table) -> None:
     )
     assert min(ours) > max(chance)
     assert np.median(ours) > np.median(chance) + 0.1
+
+
+def test_a_kept_search_is_run_again_where_anything_that_made_it_has_changed(
+    table: Table, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "search.json"
+    first = kept(file, table, "random", 0, 3)
+    assert first.rows == replay(table, "random", 0, 3).rows
+    written = json.loads(file.read_text())
+    written["replay"]["rows"] = [-1]
+
+    def is_run(table: Table) -> bool:
+        """Whether another search is made, and not the one from the file, which has no such nets."""
+        file.write_text(json.dumps(written))
+        return kept(file, table, "random", 0, 3).rows != [-1]
+
+    assert not is_run(table)
+    assert is_run(replace(table, told=table.told + 1e-9))
+    assert is_run(replace(table, costs={**table.costs, "macs": table.costs["macs"] + 1}))
+    with monkeypatch.context() as changed:
+        changed.setattr("inspect.getsource", lambda part: "another search loop")
+        assert is_run(table)
+    with monkeypatch.context() as changed:
+        changed.setattr("importlib.metadata.version", lambda package: "older")
+        assert is_run(table)
+    assert not is_run(table)
 
 
 def test_what_failed_is_avoided_and_so_is_what_is_like_it(table: Table, monkeypatch: pytest.MonkeyPatch) -> None:
