@@ -89,11 +89,11 @@ def add_up(rows: Iterable[Row]) -> Sums:
         if not row.runs:
             continue
         op = row.op
+        macs += row.macs  # of all strips of a layer, whose parameters are counted with the first
         if own:
             positions = row.h_out * row.w_out
             made = row.c_out * positions
             used += own
-            macs += row.macs
             elements += made
             weighted += made
             # torchinfo 1.8: weights and biases times a convolution's output positions, a norm's once

@@ -31,6 +31,8 @@ KEEPS = {
 
 
 _KINDS: dict[type, tuple[type, ...]] = {int: (int,), float: (int, float), str: (str,)}
+MOST_IMAGES = 2**31 - 1
+"""Of a batch."""
 _NOUNS = {int: "a whole number", float: "a number", str: "a text"}
 
 
@@ -83,8 +85,8 @@ class Recipe:
             raise RecipeError(
                 f"training needs at least one epoch or step, but got epochs={self.epochs}, steps={self.steps}"
             )
-        if self.batch < 1:
-            raise RecipeError(f"a batch holds at least one image, but got {self.batch}")
+        if not 1 <= self.batch <= MOST_IMAGES:
+            raise RecipeError(f"a batch holds 1 to {MOST_IMAGES:,} images, but got {self.batch}")
         if not 0 < self.learning_rate < math.inf:
             raise RecipeError(f"the learning rate must be above 0 and finite, but got {self.learning_rate}")
         if not 0 <= self.weight_decay < math.inf:

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -54,6 +55,12 @@ def test_the_table_has_every_cost_score_and_choice(tmp_path: Path) -> None:
     assert table["miou"].isna().tolist() == [False, True]
     assert table["status"].tolist() == ["complete", "failed"]
     assert list(ledger.frame([])["miou"]) == []
+
+
+def test_a_score_of_a_net_that_was_stopped_early_stands_apart_from_final_ones() -> None:
+    table = ledger.frame([record(0), replace(record(1), status=Status.STOPPED)])
+    assert table["miou"].isna().tolist() == [False, True]
+    assert table["partial.miou"].isna().tolist() == [True, False]
 
 
 @pytest.mark.parametrize("cut", [1, 5, 100])

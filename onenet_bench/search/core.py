@@ -9,7 +9,7 @@ promoted or the search ends. Only then is it told, as stopped.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -40,6 +40,9 @@ MOST_REJECTIONS = 300
 
 RETRIES = 2
 """How often a trial that was lost with its machine is asked for again."""
+
+DUPLICATE = "duplicate"
+"""What the reason of a candidate starts with whose net was started before."""
 
 STATES = {
     Status.COMPLETE: TrialState.COMPLETE,
@@ -146,12 +149,15 @@ class Core:
         self.search = search
         self.ended = ""
         self.records: list[Record] = []
+        self.on_rejected: Callable[[Record], None] | None = None
+        """Hears of each rejected candidate, between which minutes may pass where they are timed."""
         self._ledger = ledger
         self._machine, self._provenance = Machine.here(), provenance()
         self._memory = () if memory_mib is None else (Budget(cost="peak_training_mib", limit=memory_mib),)
         self.sought = replace(search, budget=(*search.budget, *self._memory))  # what every net is to hold
         self._proposed = 0
-        self._idle = self._idle_before = 0  # rejections in a row
+        self._idle: list[str] = []  # why what was proposed in a row could not be trained
+        self._idle_before = self._idle
         self._spent, self._promoting = "", True  # why nothing new is proposed any more; whether stopped ones go on
         self._seen: dict[str, int] = {}  # digest -> trial, of all that were started
         self._running: dict[int, Job] = {}
@@ -220,16 +226,16 @@ class Core:
         sampler = samplers.make(search.sampler, search, number)
         if isinstance(sampler, samplers.Exhaustive):
             self._spent = sampler.ended(self._study, number)
-        elif self._idle >= MOST_REJECTIONS:
-            self._spent = f"{MOST_REJECTIONS} proposals in a row could not be trained: the space seems exhausted"
-        elif self._idle >= STALLED:
+        elif len(self._idle) >= MOST_REJECTIONS:
+            self._spent = _out_of(self._idle)
+        elif len(self._idle) >= STALLED:
             sampler = samplers.make("random", search, number)
         return None if self._spent else sampler
 
     def _asked(self) -> None:
         """Every proposal counts as good until it is rejected, which happens before the next one."""
         self._proposed += 1
-        self._idle_before, self._idle = self._idle, 0
+        self._idle_before, self._idle = self._idle, []
 
     def _admit(self, number: int, choices: Mapping[str, Any]) -> Job | None:
         """A job; or None, and the candidate is a rejected Record."""
@@ -244,6 +250,8 @@ class Core:
         )  # fmt: skip
         self._ledger.append("tell", {"trial": number, "record": record.to_dict()}, sync=False)
         self._told(record)
+        if self.on_rejected is not None:
+            self.on_rejected(record)
         return None
 
     def _examine(self, number: int, choices: Mapping[str, Any]) -> tuple[Job | None, NetSpec | None, Costs | None, str]:
@@ -259,7 +267,7 @@ class Core:
         except (SpecError, RecipeError) as error:
             return None, spec, None, f"impossible: {error}"
         if (first := self._seen.get(spec.digest())) is not None:
-            return None, spec, counted, f"duplicate of trial {first}"
+            return None, spec, counted, f"{DUPLICATE} of trial {first}"
         if over := excess(counted, self.search.budget):
             return None, spec, counted, f"over budget: {over}"
         is_new = number not in self._reported  # else it was admitted before the run was interrupted
@@ -333,9 +341,9 @@ class Core:
         self._reported.pop(record.trial, None)
         values = None
         if record.status is Status.REJECTED:
-            self._idle = self._idle_before + 1
+            self._idle = [*self._idle_before, record.reason]
             # A duplicate teaches nothing; what is impossible or over budget is to be avoided.
-            state = TrialState.FAIL if record.reason.startswith("duplicate") else TrialState.PRUNED
+            state = TrialState.FAIL if record.reason.startswith(DUPLICATE) else TrialState.PRUNED
         else:
             state = STATES[record.status]
         if state is TrialState.COMPLETE:
@@ -466,3 +474,14 @@ class Core:
 
     def _identity(self, trial: int) -> int:
         return self._study._storage.get_trial_id_from_study_id_trial_number(self._study._study_id, trial)
+
+
+def _out_of(reasons: Sequence[str]) -> str:
+    """Why a search ends whose last proposals were all rejected, for these ``reasons``."""
+    said = f"{len(reasons)} proposals in a row could not be trained"
+    others = [reason for reason in reasons if not reason.startswith(DUPLICATE)]
+    duplicates = len(reasons) - len(others)
+    if not duplicates:
+        return f"{said}; the last one: {others[-1]}"
+    last = f"; the last of the others: {others[-1]}" if others else ""
+    return f"{said}: the space seems exhausted ({duplicates} duplicates{last})"

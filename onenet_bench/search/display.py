@@ -19,6 +19,9 @@ from onenet_bench.search.core import Core
 from onenet_bench.search.final import Final
 from onenet_bench.search.trial import Ended, Epoch, Event, Started
 
+SILENCE_S = 10.0
+"""After so many seconds without a line a rejected candidate is one, where there is no terminal."""
+
 
 class Display:
     """Shows trials done, time left, what runs now and the current front. Use as a context manager."""
@@ -35,6 +38,7 @@ class Display:
             TextColumn("{task.fields[left]}"), console=self._console,
         )  # fmt: skip
         self._task = self._bar.add_task("", total=core.search.trials, completed=self._already, left="")
+        self._said = self._began  # when the last line was written, where there is no terminal
         self._best = self._front()
         self._live = Live(console=self._console, transient=True, refresh_per_second=4, get_renderable=self._render)
 
@@ -63,7 +67,17 @@ class Display:
             if self._console.is_terminal:
                 self._best = self._front()
             else:
-                self._console.print(self._line(event.record, done), markup=False, highlight=False, soft_wrap=True)
+                self._say(self._line(event.record, done))
+
+    def rejected(self, record: Record) -> None:
+        """A candidate was rejected: worth a line where nothing else was for a while."""
+        if not self._console.is_terminal and time.monotonic() - self._said >= SILENCE_S:
+            number = len(self._core.records) - len(self._trained())
+            self._say(f"{number} candidates were rejected so far, trial {record.trial} last: {record.reason}")
+
+    def _say(self, line: str) -> None:
+        self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+        self._said = time.monotonic()
 
     @property
     def _score(self) -> str:

@@ -49,7 +49,7 @@ from onenet_bench.search.trial import Ended, Epoch, Event, Started, Work
 if TYPE_CHECKING:
     from onenet_bench.search.final import Final
 
-RETRIES = 2
+REPLACED = 2
 """How often a process that dies before its trial has begun is replaced: the server may be gone with it."""
 
 UNKNOWN = 255
@@ -148,7 +148,7 @@ class _Engine:
         ``carry_out`` comes from."""
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(["onenet_bench.search.preload"])
-        for left in reversed(range(RETRIES + 1)):
+        for left in reversed(range(REPLACED + 1)):
             ours, theirs = socket.socketpair()
             with theirs:
                 process = context.Process(target=_work, args=(theirs, self.carry_out))
@@ -221,7 +221,7 @@ class _Engine:
 
     def _died(self, worker: _Worker) -> None:
         worker.process.join(timeout=10)
-        if not worker.has_begun and worker.tries < RETRIES:
+        if not worker.has_begun and worker.tries < REPLACED:
             assert worker.job is not None
             self._leave(worker)
             self.begin(worker.job, worker.tries + 1)

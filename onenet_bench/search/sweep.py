@@ -113,6 +113,7 @@ def _carry_out(core: Core, book: Ledger, folder: Path, engine: Engine, final: in
             core.stop(f"{why} (--stop-when-stalled {core.search.window})")
 
     with Display(core) as display:
+        core.on_rejected = display.rejected
 
         def heard(event: Event) -> None:
             display(event)

@@ -36,7 +36,7 @@ import pandas as pd
 
 from onenet_bench import costs, screen
 from onenet_bench.budget import excess
-from onenet_bench.errors import LedgerError, RecipeError, SpaceError, SpecError
+from onenet_bench.errors import LedgerError, RecipeError, SpaceError
 from onenet_bench.files import alone, whole
 from onenet_bench.pareto import losses, non_dominated
 from onenet_bench.recipe import Recipe
@@ -57,6 +57,9 @@ COLUMNS = ("net", "seed", "epoch", "loss", *KEPT, "seconds", "cpu_seconds")
 
 DIGITS = 4
 """Decimals of losses and scores."""
+
+MOST_NETS = 100_000
+"""Of a table: each is trained, with every seed."""
 
 SHOWN = 12
 """The most epochs that a card has columns for."""
@@ -130,18 +133,24 @@ class Row:
 
 
 def distinct(question: Question) -> dict[str, Row]:
-    """Digest → net, in the space's order: those that exist and fit the budget."""
+    """Digest → net, in the space's order: those that exist and fit the budget. Raises SpaceError for too many."""
+    space, task, recipe = question.space, question.task, question.recipe
+    screening = screen.screen(space, task.resolution, classes=task.classes, in_channels=task.in_channels)
+    fitting = screening.fits([limit for limit in space.budget if limit.cost in screen.SCREENED])
+    found = np.flatnonzero(screening.distinct & fitting).tolist()
+    if len(found) > MOST_NETS:
+        raise SpaceError(
+            f"a table has at most {MOST_NETS:,} nets, but {space.name} has {len(found):,}; offer less, or set a budget"
+        )
     rows: dict[str, Row] = {}
-    task, recipe = question.task, question.recipe
-    for choices in question.space.enumerate():
+    for index in found:
+        choices = screening.choices(index)
+        spec = space.spec(choices, classes=task.classes, in_channels=task.in_channels)
         try:
-            spec = question.space.spec(choices, classes=task.classes, in_channels=task.in_channels)
-            if spec.digest() in rows:
-                continue
             counted = costs.count_training(spec, task.resolution, recipe)
-        except (SpecError, RecipeError):  # the latter of one head, which cannot be supervised deeply
+        except RecipeError:  # of one head, which cannot be supervised deeply
             continue
-        if not excess(counted, question.space.budget):
+        if not excess(counted, space.budget):
             known = {name: value for name, value in counted.to_dict().items() if name in COSTS and value is not None}
             rows[spec.digest()] = Row(spec=spec, choices=choices, costs=known)
     return rows

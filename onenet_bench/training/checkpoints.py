@@ -89,8 +89,13 @@ def restore_state(state: State, path: Path) -> State:
     Raises RecipeError where the file is damaged, or belongs to another training; nothing is then changed.
     """
     header, tensors = _read(path)
-    # Recipe fields that it lacks, being older, had a default's value.
-    began = {**header["asked"], "recipe": Recipe.from_dict(header["asked"]["recipe"]).to_dict()}
+    try:  # recipe fields that it lacks, being older, had a default's value
+        began = {**header["asked"], "recipe": Recipe.from_dict(header["asked"]["recipe"]).to_dict()}
+    except (KeyError, TypeError, ValueError) as error:
+        raise RecipeError(
+            f"a training goes on by its recipe, but that of {path} cannot be read: {error!r}; "
+            "begin anew, or take the version that began it"
+        ) from error
     for key, was, now in _differences(began, json.loads(json.dumps(state.asked))):
         raise RecipeError(
             f"a training goes on as it began, but in {path.parent} {key} was {was!r} and is now {now!r}; "
@@ -136,9 +141,10 @@ def _read(path: Path, *, tensors: bool = True) -> tuple[dict[str, Any], dict[str
     """The header of a state, and its ``tensors``."""
     try:
         with safe_open(path, framework="pt") as file:
-            header: dict[str, Any] = json.loads((file.metadata() or {})["training"])
+            written = json.loads((file.metadata() or {})["training"])
+            header = {"facts": written["facts"], "asked": written["asked"]}
             return header, {name: file.get_tensor(name) for name in (file.keys() if tensors else ())}
-    except (OSError, SafetensorError, KeyError, ValueError) as error:
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
         raise RecipeError(
             f"a training's state is a safetensors file written by onenet-bench, but {path} is not ({error}); "
             "take another folder, or begin anew"

@@ -27,14 +27,13 @@ WRITERS = ("tensorboardX", "torch.utils.tensorboard")
 
 @contextmanager
 def csv_log(folder: Path) -> Iterator[Log]:
-    """``log.csv``: a row per epoch, empty where there is no score. The file is whole after every epoch."""
+    """``log.csv``: a row per epoch, empty where there is no score. The file is whole after every epoch. Raises
+    RecipeError where something else has its name."""
     path = folder / "log.csv"
+    _rows(path)
 
     def write(epoch: Mapping[str, Any]) -> None:
-        rows = []
-        if path.exists():
-            with path.open(encoding="utf-8-sig", newline="") as file:
-                rows = [row for row in csv.DictReader(file) if _epoch(row, path) < epoch["epoch"]]
+        rows = [row for row in _rows(path) if int(row["epoch"]) < epoch["epoch"]]
         with whole(path) as draft, draft.open("w", encoding="utf-8", newline="") as file:
             table = csv.DictWriter(file, COLUMNS, restval="", extrasaction="ignore")
             table.writeheader()
@@ -43,11 +42,19 @@ def csv_log(folder: Path) -> Iterator[Log]:
     yield write
 
 
-def _epoch(row: Mapping[str, Any], path: Path) -> int:
+def _rows(path: Path) -> list[dict[str, Any]]:
+    """Those of a log; none where there is no file yet."""
+    if not path.exists():
+        return []
     try:
-        return int(row["epoch"])
-    except (KeyError, ValueError, TypeError) as error:
-        raise RecipeError(f"{path} must be a log of epochs, but it has the row {row}; move it away") from error
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            rows = list(csv.DictReader(file))
+    except (OSError, csv.Error, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path} must be a log of epochs, but cannot be read: {error}; move it away") from error
+    for row in rows:
+        if not str(row.get("epoch")).isdecimal():
+            raise RecipeError(f"{path} must be a log of epochs, but it has the row {row}; move it away")
+    return rows
 
 
 @contextmanager

@@ -9,7 +9,6 @@ import shutil
 import statistics
 import subprocess
 import sys
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -26,13 +25,6 @@ from onenet_bench.plan import smallest
 from onenet_bench.spec import NetSpec
 from tests.reference import Reference
 from tests.specs import specs
-
-
-@pytest.fixture(autouse=True)
-def _threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
 
 
 def pair(spec: NetSpec, seed: int = 0) -> tuple[models.UNet, Reference]:

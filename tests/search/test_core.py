@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from optuna.trial import TrialState
 
 from onenet_bench import costs, data, ledger, pareto
 from onenet_bench.budget import Budget
@@ -21,7 +22,7 @@ from onenet_bench.recipe import Recipe
 from onenet_bench.record import SCHEMA, Machine, Record, Status
 from onenet_bench.report import tables
 from onenet_bench.search import fidelity, sweep
-from onenet_bench.search.core import RETRIES, Core, Job, Search
+from onenet_bench.search.core import MOST_REJECTIONS, RETRIES, Core, Job, Search
 from onenet_bench.search.samplers import SAMPLERS
 from onenet_bench.search.trial import failed
 from onenet_bench.space import SearchSpace
@@ -138,10 +139,42 @@ def test_a_grid_of_more_combinations_than_can_be_tried_is_refused() -> None:
 
 
 def test_a_search_that_finds_nothing_new_ends(tmp_path: Path) -> None:
+    def hear(record: Record) -> None:
+        assert record.trial < 20 * MOST_REJECTIONS, "it goes on"
+
     book, core = begin(tmp_path, search("random", trials=1000))
+    core.on_rejected = hear
     carry_out(core)
     book.close()
-    assert "the space seems exhausted" in core.ended
+    last = core.records[-MOST_REJECTIONS:]
+    duplicates = [record.reason for record in last if record.reason.startswith("duplicate of trial ")]
+    other = next(record.reason for record in reversed(last) if record.reason not in duplicates)
+    assert core.ended == (
+        f"300 proposals in a row could not be trained: the space seems exhausted ({len(duplicates)} duplicates; "
+        f"the last of the others: {other})"
+    )
+    for record, trial in zip(core.records, core._study.trials, strict=True):
+        if record.status is Status.REJECTED:  # a duplicate says nothing against the choices
+            taught = TrialState.FAIL if record.reason.startswith("duplicate") else TrialState.PRUNED
+            assert trial.state is taught
+
+
+def test_a_search_that_can_train_nothing_says_why_and_tells_of_each_candidate(tmp_path: Path) -> None:
+    heard: list[Record] = []
+
+    def hear(record: Record) -> None:
+        heard.append(record)
+        assert len(heard) <= MOST_REJECTIONS, "it goes on"
+
+    book = Ledger(tmp_path, create=True)
+    core = Core(book, [], search("random", budget=(), task=replace(TASK, resolution=36)), memory_mib=0.001)
+    core.on_rejected = hear
+    assert core.ask() is None
+    book.close()
+    assert heard == core.records
+    assert len(heard) == MOST_REJECTIONS
+    assert core.ended == f"300 proposals in a row could not be trained; the last one: {heard[-1].reason}"
+    assert "does not fit: peak_training_mib is " in core.ended
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
@@ -596,6 +629,33 @@ def test_a_search_that_is_stopped_ends_when_nothing_runs(tmp_path: Path) -> None
     assert core._proposed == before
     assert running <= {r.trial for r in core.records}
     assert sum(r.status is Status.STOPPED for r in core.records) >= 3
+
+
+def test_an_epoch_that_a_ledger_has_twice_counts_once(tmp_path: Path) -> None:
+    book, core = begin(tmp_path, halving())
+    workers = Workers(core)
+    for _ in range(3):
+        workers.turn()
+    book.close()
+    events = ledger.read(tmp_path)[1:]
+    twice = [event for event in events for _ in range(1 + (event["event"] == "report"))]
+    assert len(twice) == len(events) + 3
+    again = Core(book, twice, core.search)
+    assert again._reported == core._reported
+    assert again.ask() == core._running[0]
+
+
+def test_a_trial_that_was_begun_goes_on_where_there_is_less_memory_now(tmp_path: Path) -> None:
+    book, core = begin(tmp_path, halving())
+    begun, new = core.ask(), core.ask()
+    assert begun is not None
+    assert new is not None
+    core.report(begun.trial, {"epoch": 1, "step": 1, "loss": 1.0, "seconds": 1.0, "miou": 0.5})
+    book.close()
+    with Ledger(tmp_path, create=False) as book:
+        core = Core(book, ledger.read(tmp_path)[1:], core.search, memory_mib=0.001)
+        assert core.ask() == begun
+    assert [(r.trial, r.reason.split(":")[0]) for r in core.records] == [(new.trial, "does not fit")]
 
 
 @pytest.mark.parametrize("sampler", ["random", "frontier"])

@@ -13,12 +13,13 @@ import numpy as np
 import pytest
 
 from onenet_bench import data, ledger, pareto
+from onenet_bench.budget import Budget
 from onenet_bench.errors import DataError
 from onenet_bench.evaluate import evaluate
 from onenet_bench.models import load_checkpoint
 from onenet_bench.recipe import Recipe
 from onenet_bench.record import Status
-from onenet_bench.search import local, sweep
+from onenet_bench.search import display, local, sweep
 from onenet_bench.search.core import Core, Search
 from onenet_bench.search.engines import Orders
 from onenet_bench.search.local import plan_workers
@@ -69,6 +70,21 @@ def test_a_sweep_trains_scores_and_keeps_what_it_says(tmp_path: Path) -> None:
     net, facts = load_checkpoint(folder / kept[0].artifacts["weights"])
     assert net.spec == kept[0].spec
     assert facts["task"] == core.search.task.to_dict()
+
+
+@pytest.mark.parametrize("silence", [0.0, 3600.0])
+def test_a_rejected_candidate_is_a_line_where_there_was_none_for_long(
+    silence: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(display, "SILENCE_S", silence)
+    core = run(replace(search(), budget=(Budget.parse("peak_training_mib <= 0.001"),)), tmp_path / "run")
+    assert core.ended == "all 6 combinations were tried"
+    lines = [
+        f"{number + 1} candidates were rejected so far, trial {number} last: {record.reason}"
+        for number, record in enumerate(core.records)
+    ]
+    assert len(lines) == 6
+    assert capsys.readouterr().err.splitlines() == ([] if silence else lines)
 
 
 def test_the_same_seed_gives_the_same_scores_whatever_the_workers(tmp_path: Path) -> None:

@@ -49,6 +49,12 @@ def test_every_affordable_net_once_by_its_first_combination() -> None:
     assert len(distinct(question(0, space=replace(SPACE, budget=())))) == 3
 
 
+def test_a_table_of_more_nets_than_anybody_trains_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tables, "MOST_NETS", 1)
+    with pytest.raises(SpaceError, match=r"at most 1 nets, but .* has 2; offer less, or set a budget"):
+        distinct(question(0))
+
+
 def test_a_table_is_made_gone_on_with_and_holds_what_a_training_says(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -161,6 +161,16 @@ def test_a_state_from_before_a_field_of_the_recipe_existed_goes_on(
     assert train(tiny(), RECIPE, tmp_path)[1] == [2, 3, 4]  # the second was stopped before it was kept
 
 
+def test_a_state_by_a_recipe_that_this_version_does_not_know_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as later:
+        later.setattr(Recipe, "to_dict", lambda recipe: {"batch": 4, "warmth": 3})
+        train(tiny(), RECIPE, tmp_path, stop_after=2)
+    with pytest.raises(RecipeError, match=r"goes on by its recipe, but that of .* cannot be read: .*'warmth'"):
+        train(tiny(), RECIPE, tmp_path)
+
+
 def test_another_trainings_state_raises_and_changes_nothing(tmp_path: Path) -> None:
     train(tiny(), RECIPE, tmp_path, stop_after=2)
     net = tiny(seed=1)

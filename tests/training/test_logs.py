@@ -44,6 +44,14 @@ def test_a_log_that_a_spreadsheet_has_saved_goes_on_and_another_one_is_named(tmp
             assert path.read_text() == foreign
 
 
+def test_what_is_no_log_is_named_before_anything_is_trained(tmp_path: Path) -> None:
+    (tmp_path / "log.csv").write_text("a,b\n1,2\n")
+    (tmp_path / "folder" / "log.csv").mkdir(parents=True)
+    for folder, reason in ((tmp_path, "it has the row"), (tmp_path / "folder", "cannot be read: ")):
+        with pytest.raises(RecipeError, match=rf"log\.csv must be a log of epochs, but {reason}"), logs.csv_log(folder):
+            pass
+
+
 def test_a_tensorboard_log_has_loss_and_scores_over_steps(tmp_path: Path) -> None:
     events = pytest.importorskip("tensorboardX.proto.event_pb2")
     with logs.tensorboard_log(tmp_path) as write:

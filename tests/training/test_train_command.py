@@ -99,6 +99,10 @@ WRONG = {
         "joined by '\\+', but got 'blur'; known: flips, rotations",
     ),
     "recipe": (["net.toml", "--recipe", "mine"], "unknown recipe 'mine'; known: default, paper"),
+    "batch": (
+        ["net.toml", "--batch", "9" * 20],
+        "a batch holds 1 to 2,147,483,647 images, but got 99999999999999999999",
+    ),
     "log": (["net.toml", "--log", "xml"], "unknown log 'xml'; known: csv, tensorboard"),
     "one head": (["top.toml", "--deep-supervision", "1"], "heads at two or more decoder levels, but the net has one"),
     "no net": ([], "train needs a net to begin with, or --resume FOLDER to go on"),
@@ -113,6 +117,19 @@ def test_wrong_input_is_one_sentence_and_nothing_is_left_behind(case: str, folde
     with pytest.raises(OnenetBenchError, match=sentence):
         cli.app(["train", *words], standalone_mode=False)
     assert sorted(path.name for path in folder.iterdir()) == ["net.toml", "top.toml"]
+
+
+def test_a_training_of_another_version_is_not_resumed(folder: Path) -> None:
+    train(folder, "mine", *OPTIONS, "--out", "mine")
+    state = folder / "mine" / "state.safetensors"
+    was = state.read_bytes()
+    for old, new in ((b'\\"patience\\"', b'\\"patients\\"'), (b'\\"class_names\\"', b'\\"class_nouns\\"')):
+        assert was.count(old) == 1
+        state.write_bytes(was.replace(old, new))
+        with pytest.raises(
+            OnenetBenchError, match=r"as it was asked to, but of mine that cannot be read: .*; begin anew"
+        ):
+            cli.app(["train", "--resume", "mine"], standalone_mode=False)
 
 
 def test_two_trainings_in_one_folder_are_one_too_many(folder: Path) -> None:
