@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from onenet_bench import __version__, costs, data, inference, models, training, zoo
+from onenet_bench import __version__, costs, data, inference, ledger, models, training, zoo
 from onenet_bench.data import decathlon
 from onenet_bench.data.samples import Samples
 from onenet_bench.errors import DataError, OnenetBenchError, RecipeError, known
@@ -81,7 +81,9 @@ def open_source(net: str, data_name: str | None = None, resolution: int | None =
                 f"{trained.data}"
             )
         folder = path.resolve().parent
-        of = f"{folder.parent.name}-" if folder.name == "weights" else ""  # a run, which numbers its files
+        run = folder.parent  # which numbers its files
+        of = f"{run.parent.name}-{run.name}-" if run.name == ledger.FINAL else f"{run.name}-"
+        of = of if folder.name == "weights" else ""
         notes = inference.differences(opened, other) if other else ()
         return Source(
             name=f"{of}{path.stem}", net=opened.net, trained=True, task=trained, other=other, notes=tuple(notes)

@@ -272,10 +272,10 @@ def test_a_net_without_weights_takes_the_classes_of_named_data() -> None:
 
 def test_a_file_of_a_run_is_named_after_it(checkpoint: Path, tmp_path: Path) -> None:
     """Every training numbers its weights from 0000."""
-    for run in ("first", "second"):
+    for run, name in (("first", "first"), ("second", "second"), ("first/final", "first-final")):
         (tmp_path / run / "weights").mkdir(parents=True)
         there = checkpoint.rename(tmp_path / run / "weights" / "0000.safetensors")
-        assert deployment.open_source(str(there)).name == f"{run}-0000"
+        assert deployment.open_source(str(there)).name == f"{name}-0000"
         checkpoint = there
 
 

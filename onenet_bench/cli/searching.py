@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from onenet_bench.measure.latency import Conditions
 
 
-SAID_AGAIN = ("final", "engine", "workers", "threads", "device", "compiled", "trial_limit", "address", "cpus_per_trial",
+SAID_AGAIN = ("engine", "workers", "threads", "device", "compiled", "trial_limit", "address", "cpus_per_trial",
               "gpus_per_trial")  # fmt: skip
 """Options that a search does not remember: a resumed one is told them anew."""
 
@@ -85,8 +85,9 @@ def sweep(
         int | None, typer.Option(min=0, help="End when so many trained candidates have not moved the front (0: never).")
     ] = None,
     final: Annotated[
-        int, typer.Option(min=0, help="Train the front and the baselines anew so many times, and score on test.")
-    ] = 0,
+        int | None,
+        typer.Option(min=0, help="Train the front and the baselines anew so many times, and score on test (0: never)."),
+    ] = None,
     warm_start: Annotated[
         str | None, typer.Option(help="Begin with what this run has trained: same space, data and recipe.")
     ] = None,
@@ -96,7 +97,7 @@ def sweep(
 ) -> None:  # fmt: skip
     """Search a space: train candidates, keep every one in the ledger, write the report."""
     from onenet_bench import budget as budgets
-    from onenet_bench import pareto
+    from onenet_bench import ledger, pareto
     from onenet_bench import space as spaces
     from onenet_bench.record import Status
     from onenet_bench.report import final_rows, final_table, front_rows, front_table, write_report
@@ -112,7 +113,7 @@ def sweep(
     )  # fmt: skip
     carry_out, memory_mib = orders.make(), orders.memory_mib()
     if resume is not None:
-        only_with(context, "a resumed search", "resume", "trials", "stop_when_stalled", "json_", *SAID_AGAIN)
+        only_with(context, "a resumed search", "resume", "trials", "stop_when_stalled", "final", "json_", *SAID_AGAIN)
         run = sweeps.find(resume, RUNS)
         core = sweeps.resume(
             run, carry_out, command=command_line(), trials=trials, window=stop_when_stalled, memory_mib=memory_mib,
@@ -142,13 +143,14 @@ def sweep(
         if out == Path():
             raise LedgerError("a run has a folder of its own, but --out is empty or the current one; name another")
         run = out or fresh(RUNS / f"{file_name(reached.name)}-{datetime.now():%Y%m%d-%H%M%S}")
-        core = sweeps.start(search, run, carry_out, command=command_line(), memory_mib=memory_mib, final=final)
+        core = sweeps.start(search, run, carry_out, command=command_line(), memory_mib=memory_mib, final=final or 0)
     page, unwritten = None, ""
     try:
         page = write_report(run, REPORTS / f"{run.resolve().name}.html")
     except OnenetBenchError as error:  # what was found is told all the same
         elsewhere = shlex.join(["onenet-bench", "report", str(run), "--out", "FILE.html"])
         unwritten = f"{error}; write the report elsewhere: {elsewhere}"
+    anew = final_rows(run)
     if json_:
         print_json(
             {
@@ -156,13 +158,13 @@ def sweep(
                 "report": page and str(page),
                 "ended": core.ended,
                 "front": front_rows(run),
-                "final": final_rows(run),
+                "final": anew,
             }
         )
     else:
         print_table(front_table(run))
-        if (anew := final_table(run)) is not None:
-            print_table(anew)
+        if (table := final_table(run)) is not None:
+            print_table(table)
         print(f"\nended:  {core.ended}\nrun:    {run}\nreport: {page or 'none'}")
     if core.ended == "interrupted":
         print(f"go on with: {go_on(context, run, *SAID_AGAIN)}", file=sys.stderr)
@@ -173,6 +175,11 @@ def sweep(
     ends = {record.status for record in core.records}
     if Status.FAILED in ends and Status.COMPLETE not in ends:
         print("onenet-bench: every training failed; the report says why", file=sys.stderr)
+        raise typer.Exit(1)
+    if anew and all(row["failed"] and not row["validation"] for row in anew):
+        print(
+            f"onenet-bench: every final training failed; {run / ledger.FINAL / ledger.FILE} says why", file=sys.stderr
+        )
         raise typer.Exit(1)
     if ends <= {Status.REJECTED}:
         print(f"onenet-bench: nothing was trained: {core.ended}", file=sys.stderr)

@@ -206,10 +206,10 @@ def final_words(facts: FinalFacts) -> str:
         f"{_many(len(facts.found), 'net')} of the front and {_many(len(facts.planned), 'planned baseline')} were "
         f"trained with {_many(len(facts.seeds), 'fresh seed')}."
     ]
-    if moved := _moved(facts):
-        said.append(moved)
-    if not facts.ended:
-        said.append("Not all of these trainings have been made yet.")
+    if missing := _missing(facts):
+        said.append(missing)
+    if facts.split != "test":
+        said.append("There are no scores on a test split: places are judged by validation, which the search had seen.")
     if any(c.probability is not None for c in facts.contestants):
         sure = [sum((c.probability or 0) >= 0.5 for c in who) for who in (facts.found, facts.planned)]
         said.append(
@@ -226,15 +226,22 @@ def final_words(facts: FinalFacts) -> str:
     return " ".join(said)
 
 
-def _moved(facts: FinalFacts) -> str:
-    """Whether the front has moved since, in a sentence; empty where it has not."""
-    if not facts.new and not facts.gone:
+def _missing(facts: FinalFacts) -> str:
+    """What the final trainings lack, and how to make it, in a sentence; empty where they lack nothing."""
+    said = []
+    if not facts.ended:
+        said.append("not all of these trainings have been made yet")
+    if failed := sum(c.failed for c in facts.contestants):
+        said.append(f"{_many(failed, 'training')} failed")
+    if facts.new or facts.gone:
+        said.append(
+            f"since then the search has gone on: {_many(facts.new, 'net')} of its front {_are(facts.new)} not among "
+            f"them, and {facts.gone} of them {_are(facts.gone)} no longer on it"
+        )
+    if not said:
         return ""
-    return (
-        f"Since then the search has gone on: {_many(facts.new, 'net')} of its front {_are(facts.new)} not among them, "
-        f"and {facts.gone} of them {_are(facts.gone)} no longer on it; sweep --resume RUN --final {len(facts.seeds)} "
-        "trains what is missing."
-    )
+    words = "; ".join([*said, f"sweep --resume RUN --final {len(facts.seeds)} trains what is missing."])
+    return words[0].upper() + words[1:]
 
 
 def _are(number: int) -> str:
@@ -269,7 +276,7 @@ def final_table(run: Path) -> Table | None:
     title = SCORES[facts.score].title
     table = Table(
         title="trained anew: mean ± standard deviation over fresh seeds", title_justify="left",
-        caption=_moved(facts) or None, caption_justify="left",
+        caption=_missing(facts) or None, caption_justify="left",
     )  # fmt: skip
     table.add_column("Net", overflow="fold")
     for heading in ("in the search,\nvalidation", "validation", "test", "on the front\nwith probability"):

@@ -4,8 +4,8 @@ The scores of a search flatter its front, which is the best of many noisy number
 full length, with seeds that the search has not used, and so are the baselines.
 
 The trainings are a run of their own in the run's folder ``final``, with its own ledger: carried out by the same
-engines and resumed like any other. Asked for again with more seeds, or after the front has moved, it trains what is
-missing.
+engines and resumed like any other. Asked for again, with more seeds, after the front has moved or where some failed, it
+trains what is missing.
 """
 
 from __future__ import annotations
@@ -90,10 +90,11 @@ class Final:
         self._specs = {NetSpec.from_dict(one["spec"]).digest(): NetSpec.from_dict(one["spec"]) for one in contestants}
         asked = {event["trial"]: (event["digest"], event["seed"]) for event in events if event["event"] == "ask"}
         told = {record.trial: record for record in ledger.records(events)}
-        self.records = [record for trial, record in told.items() if asked[trial] in self._wanted]
+        whole = {trial: record for trial, record in told.items() if record.status is Status.COMPLETE}
+        self.records = [record for trial, record in whole.items() if asked[trial] in self._wanted]
         self._next = len(asked)
         open_ = {key: trial for trial, key in asked.items() if trial not in told}  # in flight when it was cut off
-        done = {asked[trial] for trial in told}
+        done = {asked[trial] for trial in whole}
         self._queue = [(open_.get(key), *key) for key in self._wanted if key not in done]
         self._running: dict[int, Job] = {}
         self._lost = {event["trial"]: event["attempt"] for event in events if event["event"] == "retry"}
@@ -119,7 +120,9 @@ class Final:
                 continue
             self._running[trial] = replace(job, costs=counted)
             return self._running[trial]
-        self.ended = "" if self._running else f"{len(self._wanted)} final trainings were made"
+        if not self._running:
+            failures = sum(record.status is not Status.COMPLETE for record in self.records)
+            self.ended = f"{len(self._wanted)} final trainings were made" + (f"; {failures} failed" if failures else "")
         return None
 
     def report(self, trial: int, progress: Mapping[str, Any]) -> bool:

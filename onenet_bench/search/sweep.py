@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -61,7 +62,7 @@ def start(
     with Ledger(folder, create=True) as book:
         header = {
             "schema": SCHEMA, "name": folder.resolve().name, **search.to_dict(), "command": command,
-            "machine": asdict(Machine.here()), "provenance": provenance(),
+            "final": final, "machine": asdict(Machine.here()), "provenance": provenance(),
         }  # fmt: skip
         book.append("run", header)
         _keep(shown, search.task, folder)
@@ -70,17 +71,21 @@ def start(
 
 def resume(
     folder: Path, engine: Engine, *, command: str, trials: int | None, window: int | None = None,
-    memory_mib: float | None = None, final: int = 0,
+    memory_mib: float | None = None, final: int | None = None,
 ) -> Core:  # fmt: skip
-    """Go on with the run in ``folder``, to ``trials`` candidates where given, and until its front has stood still for
-    ``window``. Trials in flight go on from their last checkpoint."""
+    """Go on with the run in ``folder``, to ``trials`` candidates where given, until its front has stood still for
+    ``window``, and with ``final`` trainings of it then; what is None stays what it was. Trials in flight go on from
+    their last checkpoint."""
     with Ledger(folder, create=False) as book:
         events = ledger.read_search(folder)
         with ledger.understood(folder):
             search = Search.from_dict(events[0])
-        asked = {"trials": trials, "window": window}
-        for event in [*(event for event in events if event["event"] == "resume"), asked]:
-            search = replace(search, **{name: event[name] for name in asked if event.get(name) is not None})
+        asked = {"trials": trials, "window": window, "final": final}
+        said: dict[str, Any] = {"final": 0}
+        for event in [events[0], *(event for event in events if event["event"] == "resume"), asked]:
+            said |= {name: event[name] for name in asked if event.get(name) is not None}
+        final = said.pop("final")
+        search = replace(search, **said)
         _keep(_shown_images(search.task, final), search.task, folder)  # the same data must still be there
         with ledger.understood(folder):
             core = Core(book, events[1:], search, memory_mib=memory_mib)
@@ -92,6 +97,9 @@ def _shown_images(task: Task, final: int) -> Samples:
     """The validation images, of data that can be trained and scored on. Raises DataError."""
     splits = data.load(task)
     data.check_labels(task, splits, "train", "validation", *(["test"] if final else []))
+    if final and not task.test:
+        print(f"{task.data} has no test split: final trainings are scored on validation alone, which the search sees",
+              file=sys.stderr)  # fmt: skip
     return splits.validation
 
 
@@ -126,12 +134,17 @@ def _carry_out(core: Core, book: Ledger, folder: Path, engine: Engine, final: in
         except KeyboardInterrupt:
             core.ended = "interrupted"
     book.append("end", {"reason": core.ended})
-    if core.ended != "interrupted":
+    if core.ended == "interrupted":
+        return core
+    try:
         _prune(core, folder)
-    if final and core.ended != "interrupted":
-        made = finals.train(core, folder, seeds=final, carry_out=partial(_shown, engine))
-        if made is not None and made.ended == "interrupted":
-            core.ended = made.ended
+        if final:
+            if core.search.latency is not None:
+                print("timing the planned baselines", file=sys.stderr)
+            made = finals.train(core, folder, seeds=final, carry_out=partial(_shown, engine))
+            core.ended = "interrupted" if made is not None and made.ended == "interrupted" else core.ended
+    except KeyboardInterrupt:
+        core.ended = "interrupted"
     return core
 
 

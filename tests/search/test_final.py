@@ -9,15 +9,18 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
-from onenet_bench import data, ledger, space
+from onenet_bench import cli, data, ledger, space
 from onenet_bench.errors import RecipeError
 from onenet_bench.ledger import Ledger
 from onenet_bench.pareto import objectives
 from onenet_bench.recipe import Recipe
 from onenet_bench.record import Machine, Record, Status
-from onenet_bench.report.finals import final_facts
+from onenet_bench.report import build_page
+from onenet_bench.report.finals import final_facts, final_words
 from onenet_bench.report.tables import read_run
 from onenet_bench.search import final, sweep
 from onenet_bench.search.baselines import baselines
@@ -44,8 +47,9 @@ def search(trials: int = 6) -> Search:
     )  # fmt: skip
 
 
-def pretend(most: int | None = None) -> Callable[..., None]:
-    """An engine that tells made-up scores, and is interrupted after ``most`` of them, with one more in flight."""
+def pretend(most: int | None = None, *, failing: bool = False, test: bool = True) -> Callable[..., None]:
+    """An engine that tells made-up scores (or failures), and is interrupted after ``most`` of them, with one more in
+    flight. Without ``test`` there is no test split."""
 
     def engine(core: Core | final.Final, folder: Path, *, heard: Callable[[Event], None]) -> None:
         done = 0
@@ -58,8 +62,10 @@ def pretend(most: int | None = None) -> Callable[..., None]:
             record = Record(
                 trial=job.trial, spec=job.spec, choices=job.choices, task=core.search.task, recipe=recipe,
                 machine=Machine.here(), status=Status.COMPLETE, costs=job.costs, scores={"miou": score},
-                test_scores={"miou": score - 0.01} if job.test else {},
+                test_scores={"miou": score - 0.01} if job.test and test else {},
             )  # fmt: skip
+            if failing:
+                record = replace(record, status=Status.FAILED, reason="it failed", scores={}, test_scores={})
             core.tell(record)
             heard(Ended(record))
 
@@ -112,6 +118,76 @@ def test_an_interruption_costs_no_training_and_doubles_none(tmp_path: Path, most
     asked = [event["trial"] for event in ledger.read(run / ledger.FINAL) if event["event"] == "ask"]
     assert asked == list(range(len(facts.contestants) * 2))
     assert sorted(r.trial for r in made(run)) == asked
+
+
+def test_what_failed_is_trained_again_when_it_is_asked_for_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    sweep.start(search(), run, pretend(), command="test")
+    monkeypatch.chdir(tmp_path)
+    with monkeypatch.context() as engine:
+        engine.setattr(Orders, "make", lambda _: pretend(failing=True))
+        assert cli.app(["sweep", "--resume", str(run), "--final", "1"], standalone_mode=False) == 1
+    said, reason = capsys.readouterr()
+    assert reason.endswith(f"every final training failed; {run}/final/ledger.jsonl says why\n")
+    number = len(made(run))
+    assert f"{number} trainings failed; sweep --resume RUN --final 1 trains what is missing." in " ".join(said.split())
+    assert ledger.read(run / ledger.FINAL)[-1]["reason"] == f"{number} final trainings were made; {number} failed"
+    sweep.resume(run, pretend(2), command="again", trials=None, final=1)
+    sweep.resume(run, pretend(), command="again", trials=None, final=1)
+    records = made(run)
+    assert sorted(r.trial for r in records) == list(range(2 * number))
+    assert [r.status for r in records] == [Status.FAILED] * number + [Status.COMPLETE] * number
+    facts = final_facts(read_run(run))
+    assert facts is not None
+    assert [c.failed for c in facts.contestants] == [0] * number
+    assert "failed" not in final_words(facts)
+
+
+def test_final_trainings_once_asked_for_are_made_by_whoever_goes_on(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    core = sweep.start(search(), run, pretend(3), command="test", final=2)
+    assert core.ended == "interrupted"
+    sweep.resume(run, pretend(), command="again", trials=None)
+    records = made(run)
+    assert {r.recipe.seed for r in records} == {6, 7}
+    sweep.resume(run, pretend(0), command="again", trials=None, final=0)
+    sweep.resume(run, pretend(0), command="again", trials=None)
+    assert made(run) == records
+
+
+def test_ctrl_c_before_the_first_final_training_is_an_interruption_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(core: Core) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(final, "contestants", interrupted)
+        core = sweep.start(search(), tmp_path / "run", pretend(), command="test", final=1)
+    assert core.ended == "interrupted"
+    assert sweep.resume(tmp_path / "run", pretend(), command="again", trials=None).ended != "interrupted"
+    assert made(tmp_path / "run")
+
+
+def test_without_a_test_split_it_is_said_who_decides(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    wanted = search(trials=2)
+    rng = np.random.default_rng(0)
+    for kind, high in (("images", 256), ("masks", 2)):
+        (tmp_path / "data" / kind).mkdir(parents=True)
+        for i in range(4):
+            pixels = rng.integers(0, high, (32, 32, 3) if kind == "images" else (32, 32), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "data" / kind / f"{i}.png")
+    (tmp_path / "data" / "train.txt").write_text("0\n1\n")
+    (tmp_path / "data" / "validation.txt").write_text("2\n3\n")
+    task = data.open_task(f"folder:{tmp_path / 'data'}", resolution=32)
+    sweep.start(replace(wanted, task=task), tmp_path / "run", pretend(test=False), command="test", final=1)
+    assert f"{task.data} has no test split: final trainings are scored on validation alone" in capsys.readouterr().err
+    facts = final_facts(read_run(tmp_path / "run"))
+    assert facts is not None
+    assert "places are judged by validation, which the search had seen" in final_words(facts)
+    assert "test split was not looked at" not in build_page(tmp_path / "run")
 
 
 def test_more_seeds_later_train_only_what_is_missing(tmp_path: Path) -> None:
