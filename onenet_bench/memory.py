@@ -82,11 +82,13 @@ def live_elements(lowered: Plan) -> list[int]:
 
     A tensor lives from the row that makes it to the last row that reads it, which is the first one met going back.
     This is the execution of ``onenet_bench.models`` on a CPU: rows in their order, ReLUs, norms and sums in place.
+    A deployed plan's is that of stock layers, which read the image as it is.
     """
     rows = lowered.rows
     c, h, w = lowered.shape
+    scratch = DEPLOYED_SCRATCH if lowered.deployed else SCRATCH
     wanted = {lowered.output}  # whose outputs are read later, the logits by the caller
-    if c == 1:
+    if c == 1 or lowered.deployed:
         wanted.add(-1)  # an image of one channel is channels-last as it is, and needs no copy
     live = c * h * w + rows[lowered.output].elements  # the caller keeps its image
     needed = []
@@ -113,7 +115,7 @@ def live_elements(lowered: Plan) -> list[int]:
         if first and first.op == "norm" and is_channel_conv(row):
             needed.append(live + _folding(row))
         else:
-            needed.append(live + SCRATCH[op](row) if op in SCRATCH else live)
+            needed.append(live + scratch[op](row) if op in scratch else live)
         if not in_place:
             live -= row.c_out * row.h_out * row.w_out
     needed.reverse()
@@ -128,6 +130,11 @@ def _folding(row: Row) -> int:
     return row.c_out * row.c_in + 3 * row.c_in + row.c_out
 
 
+def _padded(row: Row) -> int:
+    """Elements of the padded copy of a spatial convolution's input."""
+    return row.elements + row.kernel - 1
+
+
 SCRATCH: dict[str, Callable[[Row], int]] = {
     "conv": lambda row: 0 if is_narrow(row) else max(_copied_in(row, 1), _copied_out(row, 1)),
     "norm": lambda row: 3 * row.c_out,  # 1 / σ, scale and shift
@@ -135,12 +142,18 @@ SCRATCH: dict[str, Callable[[Row], int]] = {
     "spatial": lambda row: (
         BAND * READ * band_width(row.kernel) + BAND  # the banded filter, and its bias
         if is_banded(row.kernel, row.elements)
-        else row.elements + row.kernel - 1  # the padded copy of its input
+        else _padded(row)
     ),
+}
+"""Elements that a row needs beside its input and output while it runs, where it does."""
+
+DEPLOYED_SCRATCH: dict[str, Callable[[Row], int]] = {
+    "maxpool": SCRATCH["maxpool"],
+    "spatial": _padded,  # beside it stands the flattened input, and then the output
     "edges": lambda row: 0 if row.stride == 1 else _unshuffled(row),
     "beyond": lambda row: row.elements,  # its two halves
 }
-"""Elements that a row needs beside its input and output while it runs, where it does."""
+"""The same in a deployed plan."""
 
 
 def _unshuffled(row: Row) -> int:

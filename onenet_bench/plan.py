@@ -67,6 +67,7 @@ class Plan:
     shape: tuple[int, int, int]
     rows: tuple[Row, ...]
     output: int
+    deployed: bool = False  # executed by models.deploy.Graph in place of models.UNet
 
     @property
     def heads(self) -> tuple[int, ...]:

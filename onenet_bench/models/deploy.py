@@ -121,7 +121,7 @@ def rewrite(trained: Plan) -> Rewrite:
             at[index] = _add_banded(out, index, row, like, at[source], step, _blocks(row, rows), pending)
         else:
             at[index] = out.add(row._replace(inputs=tuple(at[s] for s in row.inputs)), index)
-    deployed = Plan(trained.spec, trained.shape, tuple(out.rows), at[trained.output])
+    deployed = Plan(trained.spec, trained.shape, tuple(out.rows), at[trained.output], deployed=True)
     return Rewrite(trained, deployed, tuple(out.origins), tuple(out.parts), behind, ahead, merged, levelled)
 
 
@@ -365,7 +365,8 @@ class Taps(nn.Module):
         c, h, w = x.shape[1:]
         side = self.weight.shape[-1] // 2
         flat = x.permute(0, 2, 3, 1).reshape(-1, 1, h * w * c)  # (B, 1, N·C)
-        flat = F.conv1d(F.pad(flat, (side, side), mode="reflect"), self.weight, self.bias)  # (B, 1, N·C)
+        flat = F.pad(flat, (side, side), mode="reflect")  # (B, 1, N·C + k - 1)
+        flat = F.conv1d(flat, self.weight, self.bias)  # (B, 1, N·C)
         return flat.reshape(-1, h, w, c).permute(0, 3, 1, 2)  # (B, C, H, W)
 
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from onenet_bench.memory import BYTES, IN_PLACE
 from onenet_bench.plan import Plan, Row
@@ -119,7 +120,7 @@ class _Cutting:
                     if index in self.cut:
                         self._add_part(index, strip)
         output = self._stacked(self.deployed.output)
-        return Plan(self.deployed.spec, self.deployed.shape, tuple(self.rows), output)
+        return replace(self.deployed, rows=tuple(self.rows), output=output)
 
     def _rounds(self) -> Mapping[int, int]:
         """In which round a row is done: what needs a whole tensor, after the round of its strips."""

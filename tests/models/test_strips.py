@@ -19,7 +19,7 @@ from onenet_bench.models import deploy, onnx, strips
 from onenet_bench.plan import Plan
 from onenet_bench.spec import NetSpec, StageSpec, StemSpec
 from tests.models.test_deploy import net_of, tracked_bytes
-from tests.specs import specs
+from tests.specs import MORE_TAPS, specs
 
 
 @pytest.fixture
@@ -113,6 +113,19 @@ def test_the_peak_of_memory_is_torchs(spec: NetSpec) -> None:
     plan = strips.in_strips(deploy.deployed_plan(spec, (3, 64, 64)))
     assert number(plan) == 8
     assert tracked_bytes(plan) == BYTES * peak_elements(plan)
+
+
+@given(specs(max_in_channels=12, taps=MORE_TAPS))
+@settings(max_examples=60)
+def test_the_peak_of_memory_is_torchs_for_every_spec_whole_and_in_strips(spec: NetSpec) -> None:
+    side = 4 * spec.total_scale
+    whole = deploy.deployed_plan(spec, (spec.in_channels, side, side))
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(strips, "STRIP", BYTES)
+        patched.setattr(strips, "PAYS", 0)
+        plan = strips.in_strips(whole)
+    for lowered in {id(some): some for some in (whole, plan)}.values():
+        assert tracked_bytes(lowered) == BYTES * peak_elements(lowered)
 
 
 @pytest.mark.usefixtures("small")
