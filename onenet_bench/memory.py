@@ -294,7 +294,7 @@ def training_peak_bytes(
                 if is_banded(row.kernel, row.elements):
                     heap.need(narrow * SCRATCH["spatial"](row))
                 else:
-                    kept.append(heap.new(narrow * batch * SCRATCH["spatial"](row)))
+                    kept.append(heap.new(narrow * batch * _padded(row)))
         if row.op != "conv" and row.op != "up" and not learns.isdisjoint(row.inputs):
             learns.add(index)
         if index in learns:
@@ -357,14 +357,27 @@ def training_peak_bytes(
             folded = heap.new(narrow * row.c_in * row.c_out) if scaled or narrow < BYTES else None
             heap.new(BYTES * row.parameters)  # stays: the gradient of the weights
             onward = heap.new(size(source)) if source in learns else None
-            if index in does_relu:
-                chunk = _chunk(batch * row.h_out * row.w_out, row.c_out, ROWS)
-                heap.need(narrow * chunk + BYTES * row.c_out)
+            chunk = _chunk(batch * row.h_out * row.w_out, row.c_out, ROWS) if index in does_relu else 0
+            heap.need(narrow * chunk + BYTES * row.c_out)
+            if scaled:
+                heap.need(BYTES * (row.c_in * row.c_out + row.c_in))  # through the norm
             if folded is not None:
                 heap.drop(folded)
             heap.new(2 * BYTES * row.c_in * scaled)  # stays: of the norm's
             if onward is not None:
                 give(rows[source].inputs[0] if scaled else source, onward, False)
+        elif row.op == "spatial" and not is_banded(row.kernel, row.elements):
+            # ReLU, convolution and padding, each of which drops what it has used
+            flat, out, padded = saved[index]
+            masked = heap.new(size(index))
+            heap.drop(gradient)
+            heap.drop(out)
+            gradient = heap.new(narrow * batch * _padded(row))
+            heap.new(BYTES * row.parameters)  # stays: the gradient of the weights
+            heap.drop(masked)
+            heap.drop(padded)
+            give(source, heap.new(size(source)), False)
+            saved[index] = [flat]
         else:
             if row.op == "spatial":
                 masked = heap.new(size(index))  # through its ReLU
@@ -372,9 +385,8 @@ def training_peak_bytes(
             if row.op == "norm":
                 heap.need(BYTES * _chunk(batch * row.h_out * row.w_out, row.c_out))
             if row.op == "spatial":
-                banded = is_banded(row.kernel, row.elements)
                 # the banded filter's gradient, twice: as it is made and in the order of its taps
-                heap.need(narrow * (2 * BAND * BAND * 3 if banded else batch * SCRATCH["spatial"](row)))
+                heap.need(narrow * 2 * BAND * BAND * 3)
                 heap.drop(masked)
             if row.parameters:
                 if narrow < BYTES and row.op != "norm":

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from onenet_bench import zoo
 from onenet_bench.measure import memory
 from onenet_bench.memory import BYTES, peak_elements, training_peak_bytes
-from onenet_bench.plan import Plan, plan
+from onenet_bench.plan import Plan, is_banded, plan
 from onenet_bench.spec import NetSpec, StageSpec, StemSpec
 from tests.specs import specs
 
@@ -53,6 +53,21 @@ def test_inference_is_the_trackers_where_small_copies_decide(levels: int, kernel
 def test_training_is_the_trackers_to_the_byte_over_the_zoo(name: str) -> None:
     spec = zoo.get(name)
     assert training_peak_bytes(lowered(spec, 128), 4) == memory.tracked_training(spec, 128, 4)
+
+
+@pytest.mark.parametrize(
+    ("channels", "scale", "kernel", "side"), [(3, 2, 9, 58), (1, 3, 31, 45), (3, 3, 31, 57), (2, 2, 35, 58)]
+)
+def test_training_is_the_trackers_to_the_byte_where_a_spatial_convolution_is_not_banded(
+    channels: int, scale: int, kernel: int, side: int
+) -> None:
+    level = StageSpec(channels=2, scale=scale, spatial_kernel=kernel)
+    top = StageSpec(channels=3, scale=scale, spatial_kernel=kernel, repeat=1)
+    stem = StemSpec(channels=channels, repeat=1)
+    spec = NetSpec(in_channels=4, classes=2, stem=stem, encoder=(level,), decoder=(top,))
+    rows = lowered(spec, side).rows
+    assert not any(is_banded(row.kernel, row.elements) for row in rows if row.op == "spatial")
+    assert training_peak_bytes(lowered(spec, side), 2) == memory.tracked_training(spec, side, 2)
 
 
 @given(specs())
