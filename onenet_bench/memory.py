@@ -344,6 +344,7 @@ def training_peak_bytes(
         row = rows[index]
         source = row.inputs[0]
         gradient, view = pending.pop(index)
+        onward = None  # the gradient of what it reads, which is given on once nothing else is held
         if row.op == "concat":
             for read in row.inputs:
                 give(read, heap.hold(gradient), True)
@@ -364,8 +365,7 @@ def training_peak_bytes(
             if folded is not None:
                 heap.drop(folded)
             heap.new(2 * BYTES * row.c_in * scaled)  # stays: of the norm's
-            if onward is not None:
-                give(rows[source].inputs[0] if scaled else source, onward, False)
+            source = rows[source].inputs[0] if scaled else source
         elif row.op == "spatial" and not is_banded(row.kernel, row.elements):
             # ReLU, convolution and padding, each of which drops what it has used
             flat, out, padded = saved[index]
@@ -376,18 +376,18 @@ def training_peak_bytes(
             heap.new(BYTES * row.parameters)  # stays: the gradient of the weights
             heap.drop(masked)
             heap.drop(padded)
-            give(source, heap.new(size(source)), False)
+            onward = heap.new(size(source))
             saved[index] = [flat]
         else:
             if row.op == "spatial":
                 masked = heap.new(size(index))  # through its ReLU
             onward = heap.new(size(source)) if source in learns else None
             if row.op == "norm":
-                heap.need(BYTES * _chunk(batch * row.h_out * row.w_out, row.c_out))
+                heap.need(BYTES * (_chunk(batch * row.h_out * row.w_out, row.c_out) + 5 * row.c_out))
             if row.op == "spatial":
-                # the banded filter's gradient, twice: as it is made and in the order of its taps
-                heap.need(narrow * 2 * BAND * BAND * 3)
+                heap.need(narrow * _band_gradient(row.kernel, batch))
                 heap.drop(masked)
+                heap.new(BYTES * (row.kernel == 1))  # stays: the gradient of one tap is a view of two numbers
             if row.parameters:
                 if narrow < BYTES and row.op != "norm":
                     heap.need((BYTES + narrow) * row.parameters)
@@ -396,17 +396,24 @@ def training_peak_bytes(
                 heap.new(BYTES * row.parameters)  # stays: the gradient of the weights
                 heap.drop(copies)
                 heap.need(number * _copied_in(row, batch) * (onward is not None))
-            if onward is not None:
-                give(source, onward, False)
         for key in saved[index]:
             heap.drop(key)
         heap.drop(gradient)
+        if onward is not None:
+            give(source, onward, False)
     return heap.peak
 
 
 def _chunk(rows: int, channels: int, least: int = 1) -> int:
     """Elements that a batch norm or 1x1 convolution works on at a time, of (rows, channels)."""
     return channels * min(rows, max(least, CHUNK // channels))
+
+
+def _band_gradient(kernel: int, batch: int) -> int:
+    """Elements beside the masked gradient and the input's when a banded convolution's taps get theirs: the band's
+    twice, as it is made and in the order of its taps, the taps and theirs, what mirrored inputs saw, or the bias's."""
+    side = kernel // 2
+    return 2 * BAND * BAND * 3 + 2 * kernel + 1 + max(1, batch * side * (6 + 3 * kernel))
 
 
 def _buffers(row: Row) -> int:

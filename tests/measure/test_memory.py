@@ -10,7 +10,7 @@ from onenet_bench.measure import memory
 from onenet_bench.memory import BYTES, peak_elements, training_peak_bytes
 from onenet_bench.plan import Plan, is_banded, plan
 from onenet_bench.spec import NetSpec, StageSpec, StemSpec
-from tests.specs import specs
+from tests.specs import MORE_TAPS, specs
 
 
 def lowered(spec: NetSpec, side: int) -> Plan:
@@ -70,12 +70,11 @@ def test_training_is_the_trackers_to_the_byte_where_a_spatial_convolution_is_not
     assert training_peak_bytes(lowered(spec, side), 2) == memory.tracked_training(spec, side, 2)
 
 
-@given(specs())
+@given(specs(max_in_channels=12, taps=MORE_TAPS))
 @settings(max_examples=25)
-def test_training_is_the_trackers_within_a_percent_over_random_specs(spec: NetSpec) -> None:
+def test_training_is_the_trackers_to_the_byte_over_random_specs(spec: NetSpec) -> None:
     side = 4 * spec.total_scale
-    predicted = training_peak_bytes(lowered(spec, side), 3)
-    assert predicted == pytest.approx(memory.tracked_training(spec, side, 3), rel=0.01)
+    assert training_peak_bytes(lowered(spec, side), 3) == memory.tracked_training(spec, side, 3)
 
 
 @given(specs())
@@ -84,7 +83,7 @@ def test_the_copies_of_heavy_convolutions_are_counted(spec: NetSpec) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("onenet_bench.memory.HEAVY", 1)
         test_inference_is_the_trackers_to_the_byte_over_random_specs.hypothesis.inner_test(spec)  # type: ignore[attr-defined]
-        test_training_is_the_trackers_within_a_percent_over_random_specs.hypothesis.inner_test(spec)  # type: ignore[attr-defined]
+        test_training_is_the_trackers_to_the_byte_over_random_specs.hypothesis.inner_test(spec)  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("name", ["unet_4", "onenet_ed_4_spatial"])
