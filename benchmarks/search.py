@@ -14,8 +14,8 @@ judged by the share of the front's hypervolume that the nets dominate which it h
 
 Writes search_tabular and search_simulated (.json, .md and .png) to ``--out``. GPSampler needs scipy, BoTorch itself;
 either is left out where that is not installed. Both take seconds for a proposal, and get fewer seeds; BoTorch fewer
-nets too. A search by GPSampler takes twenty minutes: with ``--keep FOLDER`` they are kept there one by one, and those
-that are there already, of the same table, search loop and versions, are not run again.
+nets too. A search by GPSampler takes twenty minutes, so they are kept one by one in the folder ``--keep``. One that is
+there is taken where its versions and its table are those of today and its first nets are proposed again.
 """
 
 from __future__ import annotations
@@ -28,7 +28,6 @@ import argparse
 import hashlib
 import importlib.metadata
 import importlib.util
-import inspect
 import itertools
 import json
 import math
@@ -75,6 +74,8 @@ NOISE = 0.008
 """Of a told score, standard deviation."""
 LOST = 0.2
 """The most that a training loses that fails."""
+PROPOSED_AGAIN = 20
+"""Nets of a kept search that must be proposed again for it to count."""
 SAMPLES = 64
 """Of a posterior, where gains are averages over some; half of what BoTorch takes by itself."""
 
@@ -307,6 +308,7 @@ class Contestant(NamedTuple):
     fidelity: str = "off"
     canonical: bool = True
     few: int = 0  # how much training a search may spend that is too slow for all seeds and tables
+    searches: int = 10**6  # at most
     foreign: bool = False  # nothing of the package's own sampler is in it
     on: str = "both"  # kinds of tables
 
@@ -429,7 +431,7 @@ CONTESTANTS = {
     "tpe": Contestant("TPE (multivariate, group)"),
     "nsga2_again": Contestant("NSGA-II, duplicates trained again", sampler="nsga2", canonical=False, on="tabular"),
     "tpe_again": Contestant("TPE, duplicates trained again", sampler="tpe", canonical=False, on="tabular"),
-    "gp": Contestant("GPSampler", lambda search, _: GPSampler(seed=search.seed), few=100, foreign=True),
+    "gp": Contestant("GPSampler", lambda search, _: GPSampler(seed=search.seed), few=100, searches=3, foreign=True),
     "botorch": Contestant("BoTorch qLogNEHVI, costs known", _ours(Botorch), few=30),
     "mo_asha": Contestant("MO-ASHA over random", sampler="random", fidelity="auto", on="tabular"),
     "frontier": Contestant("frontier, no fidelity"),
@@ -556,30 +558,31 @@ def make_table(question: Question) -> Table:
     )  # fmt: skip
 
 
-def one(
-    question: Question, contestant: str, seed: int, trials: int, keep: Path | None = None
-) -> tuple[Replay, list[float]]:
-    """One search, in a process of its own or not; of a foreign contestant, the one that the folder ``keep`` has."""
+def one(question: Question, contestant: str, seed: int, trials: int, keep: Path) -> tuple[Replay, list[float]]:
+    """One search, in a process of its own or not; of a foreign contestant, the one in the folder ``keep``."""
     table = make_table(question)
-    if keep is None or not CONTESTANTS[contestant].foreign:
+    if not CONTESTANTS[contestant].foreign:
         found = replay(table, contestant, seed, trials)
     else:
-        found = kept(keep / f"{question.title} {contestant} {seed} {trials}.json", table, contestant, seed, trials)
+        found = kept(keep / f"{question.title}-{contestant}-{seed}-{trials}.json", table, contestant, seed, trials)
     return found, course(table, found, trials)
 
 
 def kept(file: Path, table: Table, contestant: str, seed: int, trials: int) -> Replay:
-    """The search that ``file`` holds; where it is of another table, search loop or version, a new one, kept there."""
+    """The search that ``file`` holds; where it is of other versions or another table, or its first nets are not those
+    that are proposed today, a new one, kept there."""
     made_of = {
         **{package: importlib.metadata.version(package) for package in ("optuna", "torch", "scipy")},
         "table": _digest(part.tobytes() for part in (table.told, table.seconds, *table.costs.values())),
-        "loop": _digest(inspect.getsource(part).encode() for part in (inspect.getmodule(Core), replay)),
     }
-    if file.exists() and (found := json.loads(file.read_text(encoding="utf-8")))["made_of"] == made_of:
-        return Replay(**found["replay"])
+    if file.exists() and (written := json.loads(file.read_text(encoding="utf-8")))["made_of"] == made_of:
+        found = Replay(**written["replay"])
+        if found.rows[:PROPOSED_AGAIN] == replay(table, contestant, seed, min(trials, PROPOSED_AGAIN)).rows:
+            return found
     replayed = replay(table, contestant, seed, trials)
     whole = file.with_suffix(".part")
-    whole.write_text(json.dumps({"made_of": made_of, "replay": asdict(replayed)}), encoding="utf-8")
+    facts = {"made_of": made_of, "machine": asdict(MACHINE), "replay": asdict(replayed)}
+    whole.write_text(json.dumps(facts) + "\n", encoding="utf-8")
     whole.replace(file)
     return replayed
 
@@ -910,7 +913,7 @@ def measure(
             found = {
                 name: [
                     pool.submit(one, question, name, seed, contestant.spends(arguments.trials), arguments.keep)
-                    for seed in range(arguments.few if contestant.few else arguments.seeds)
+                    for seed in range(min(contestant.searches, arguments.few if contestant.few else arguments.seeds))
                 ]
                 for name, contestant in CONTESTANTS.items()
                 if contestant.on in ("both", question.kind)
@@ -935,7 +938,7 @@ def main() -> None:
     parser.add_argument("--table", type=Path, nargs="*", default=[RESULTS / "tabular" / name for name in TABLES])
     parser.add_argument("--seeds", type=int, default=20)
     parser.add_argument("--few", type=int, default=8, help="seeds of the slow ones, on the first table alone")
-    parser.add_argument("--keep", type=Path, help="folder of GPSampler's searches, to be made or made use of")
+    parser.add_argument("--keep", type=Path, default=RESULTS / "searches", help="folder of GPSampler's searches")
     parser.add_argument("--trials", type=int, default=100, help="how much training a search may spend, in nets' worth")
     parser.add_argument("--workers", type=int, default=2, help="searches at a time")
     parser.add_argument("--out", type=Path, default=RESULTS)
@@ -943,7 +946,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.name and arguments.on == "both":
         parser.error("one --name is for one page: say --on tabular or --on simulated with it")
-    for folder in filter(None, (arguments.out, arguments.keep)):
+    for folder in (arguments.out, arguments.keep):
         folder.mkdir(parents=True, exist_ok=True)
     needed = {name: package for name, package in NEEDED.items() if importlib.util.find_spec(package)}
     needed = needed if arguments.few else {}
