@@ -20,7 +20,7 @@ from onenet_bench import pareto
 from onenet_bench.record import COSTS, SCORES
 from onenet_bench.report.tables import MISSING, NUMBERS, knee_of, show, si
 
-FRONT, DOMINATED, KNEE = "#1f78b4", "#9aa3ad", "#d95f02"
+FRONT, DOMINATED, KNEE = "#1f78b4", "#78828e", "#d95f02"
 """Colours that keep apart for colour-blind readers and on light and dark paper."""
 
 
@@ -147,7 +147,7 @@ def plot_front(facts: FrontFacts) -> go.Figure:
                 hoverinfo="skip",
                 showlegend=False,
             ),
-            points(dominated, "dominated", "dominated", {"color": DOMINATED, "size": 8, "opacity": 0.75}),
+            points(dominated, "dominated", "dominated", {"color": DOMINATED, "size": 8, "opacity": 0.9}),
             points(
                 facts.elsewhere,
                 "elsewhere",
