@@ -85,19 +85,20 @@ def add_up(rows: Iterable[Row]) -> Sums:
     parameters = used = macs = elements = mult_adds = weighted = 0
     for row in rows:
         own = row.parameters
-        parameters += own
+        if not row.again:
+            parameters += own
+            used += own * row.runs
         if not row.runs:
             continue
         op = row.op
-        macs += row.macs  # of all strips of a layer, whose parameters are counted with the first
         if own:
             positions = row.h_out * row.w_out
             made = row.c_out * positions
-            used += own
+            macs += row.macs
             elements += made
             weighted += made
             # torchinfo 1.8: weights and biases times a convolution's output positions, a norm's once
-            mult_adds += own if op == "norm" else own * (made if op == "spatial" else positions)
+            mult_adds += own * (not row.again) if op == "norm" else own * (made if op == "spatial" else positions)
         elif op not in IN_PLACE:
             elements += row.c_out * row.h_out * row.w_out
     return Sums(parameters, used, macs, elements, mult_adds, weighted)

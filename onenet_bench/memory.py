@@ -399,6 +399,8 @@ def training_peak_bytes(
         for key in saved[index]:
             heap.drop(key)
         heap.drop(gradient)
+        if narrow == BYTES and is_heavier(row, batch) and row.h_in * row.w_in == 1:
+            heap.need(BYTES * _weights(row))  # the gradient of its weights, made channels-last of one position
         if onward is not None:
             give(source, onward, False)
     return heap.peak

@@ -52,6 +52,7 @@ class Row(NamedTuple):
     parameters: int
     macs: int
     runs: bool  # False: exists and is never executed
+    again: bool = False  # whether its parameters are those of an earlier row
 
     @property
     def elements(self) -> int:
@@ -191,7 +192,7 @@ class _Lowering:
     ) -> None:  # fmt: skip
         self.rows.append(
             _row((name, op, self.level, inputs, self.c, self.h, self.w, c, h, w, kernel, stride, groups, bias,
-                  parameters, macs, runs))
+                  parameters, macs, runs, False))
         )  # fmt: skip
         if runs:
             self.at, self.c, self.h, self.w = len(self.rows) - 1, c, h, w

@@ -38,7 +38,7 @@ DEFAULTS = {
     for name, parameter in signature(compose).parameters.items()
     if parameter.default is not parameter.empty and name != "in_channels"
 }
-NEUTRAL = {**DEFAULTS, "encoder": "conv2d"}
+NEUTRAL = {**DEFAULTS, "encoder": "conv2d", "decoder_kernel": 0}
 """What stands in for choices that a level does not depend on: nets of these exist, whatever else is chosen."""
 
 Ints = npt.NDArray[np.int64]

@@ -173,6 +173,8 @@ TRAPS: dict[str, tuple[dict[str, list[Any]], dict[str, Any]]] = {
                                 {"depth": "$d", "heads": "$h", "output_stride": "$o"}),
     "a decoder kernel that may fall back": ({"k": [0, 9], "d": [None, 3]},
                                             {"spatial_kernel": "$k", "decoder_kernel": "$d", "decoder": "onenet1d"}),
+    "an even kernel that no level reads": ({"d": [0, 3]}, {"encoder": "conv2d", "decoder": "onenet1d",
+                                                           "spatial_kernel": 2, "decoder_kernel": "$d"}),
     "a bottom that takes in a norm, or none": ({"e": ["onenet1d", "conv2d"], "o": [1, 2]},
                                                {"depth": 1, "growth": 4.0, "repeat": 1, "encoder": "$e",
                                                 "decoder": "onenet1d", "output_stride": "$o"}),

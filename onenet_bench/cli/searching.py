@@ -176,7 +176,7 @@ def sweep(
     if Status.FAILED in ends and Status.COMPLETE not in ends:
         print("onenet-bench: every training failed; the report says why", file=sys.stderr)
         raise typer.Exit(1)
-    if anew and all(row["failed"] and not row["validation"] for row in anew):
+    if final != 0 and anew and all(row["failed"] and not row["validation"] for row in anew):
         print(
             f"onenet-bench: every final training failed; {run / ledger.FINAL / ledger.FILE} says why", file=sys.stderr
         )

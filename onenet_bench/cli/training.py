@@ -101,11 +101,8 @@ def train(
         try:
             chosen, task = Recipe.from_dict(asked["recipe"]), Task.from_dict(asked["task"])
             spec, started_from = NetSpec.from_dict(asked["spec"]), asked.get("weights")
-        except (KeyError, TypeError, ValueError) as error:
-            raise RecipeError(
-                f"a training goes on as it was asked to, but of {resume} that cannot be read: {error!r}; begin anew, "
-                "or take the version that began it"
-            ) from error
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise training.unreadable(resume, error) from error
         folder = resume
     elif net is None:
         raise RecipeError("train needs a net to begin with, or --resume FOLDER to go on, but got neither")

@@ -37,7 +37,7 @@ MOVES = frozenset({"relu", "add", "norm", "concat", "shuffle", "unshuffle", "up"
 def in_strips(deployed: Plan) -> Plan:
     """``deployed``, executed strip by strip where that pays; itself where it does not.
 
-    The rows of the first strip count the parameters.
+    The rows of the other strips have their parameters ``again``.
     """
     cut = _worthwhile(deployed)
     if not cut:
@@ -142,7 +142,7 @@ class _Cutting:
         self.part[index, strip] = self._add(
             row._replace(
                 inputs=inputs, h_in=row.h_in // self.strips, h_out=row.h_out // self.strips,
-                macs=row.macs // self.strips, parameters=row.parameters if strip == 0 else 0,
+                macs=row.macs // self.strips, again=strip > 0,
             )
         )  # fmt: skip
 

@@ -119,6 +119,7 @@ def run(
     folder = folder.resolve()
     cpus = wanted * takes["CPU"]
     with (
+        open(os.devnull, "w", encoding="utf-8") as nowhere, redirect_stdout(nowhere),  # Ray tells there of dead workers
         connection.scratch() as scratch, trial.environment(connection.QUIET),
         connection.to(cluster.address, cpus=cpus, variables=variables, folder=scratch),
     ):  # fmt: skip

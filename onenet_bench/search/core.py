@@ -341,7 +341,7 @@ class Core:
         self._reported.pop(record.trial, None)
         values = None
         if record.status is Status.REJECTED:
-            self._idle = [*self._idle_before, record.reason]
+            self._idle = [*self._idle_before, record.reason][-MOST_REJECTIONS:]
             # A duplicate teaches nothing; what is impossible or over budget is to be avoided.
             state = TrialState.FAIL if record.reason.startswith(DUPLICATE) else TrialState.PRUNED
         else:
@@ -484,4 +484,4 @@ def _out_of(reasons: Sequence[str]) -> str:
     if not duplicates:
         return f"{said}; the last one: {others[-1]}"
     last = f"; the last of the others: {others[-1]}" if others else ""
-    return f"{said}: the space seems exhausted ({duplicates} duplicates{last})"
+    return f"{said}: the space seems exhausted ({duplicates} duplicate{'s' if duplicates > 1 else ''}{last})"

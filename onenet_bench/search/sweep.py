@@ -139,7 +139,7 @@ def _carry_out(core: Core, book: Ledger, folder: Path, engine: Engine, final: in
     try:
         _prune(core, folder)
         if final:
-            if core.search.latency is not None:
+            if any(limit.cost == "latency_ms" for limit in core.search.budget):
                 print("timing the planned baselines", file=sys.stderr)
             made = finals.train(core, folder, seeds=final, carry_out=partial(_shown, engine))
             core.ended = "interrupted" if made is not None and made.ended == "interrupted" else core.ended

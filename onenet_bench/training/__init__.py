@@ -4,7 +4,7 @@
 all from top to bottom; ``checkpoints`` keeps its state, ``logs`` its history.
 """
 
-from onenet_bench.training.checkpoints import Checkpointing, read_asked, read_facts
+from onenet_bench.training.checkpoints import Checkpointing, read_asked, read_facts, unreadable
 from onenet_bench.training.logs import LOGS, Log
 from onenet_bench.training.loop import (
     DivergedError,
@@ -37,5 +37,6 @@ __all__ = [
     "predict",
     "read_asked",
     "read_facts",
+    "unreadable",
     "weighted_cross_entropy",
 ]

@@ -92,10 +92,7 @@ def restore_state(state: State, path: Path) -> State:
     try:  # recipe fields that it lacks, being older, had a default's value
         began = {**header["asked"], "recipe": Recipe.from_dict(header["asked"]["recipe"]).to_dict()}
     except (KeyError, TypeError, ValueError) as error:
-        raise RecipeError(
-            f"a training goes on by its recipe, but that of {path} cannot be read: {error!r}; "
-            "begin anew, or take the version that began it"
-        ) from error
+        raise unreadable(path.parent, error) from error
     for key, was, now in _differences(began, json.loads(json.dumps(state.asked))):
         raise RecipeError(
             f"a training goes on as it began, but in {path.parent} {key} was {was!r} and is now {now!r}; "
@@ -137,12 +134,21 @@ def read_facts(folder: Path) -> dict[str, Any]:
     return facts
 
 
+def unreadable(folder: Path, error: Exception) -> RecipeError:
+    """Of a training that was asked for by another version."""
+    why = f"{type(error).__name__}: {error}"
+    return RecipeError(
+        f"a training goes on as it was asked to, but of {folder} that cannot be read ({why}); begin anew, or take the "
+        "version that began it"
+    )
+
+
 def _read(path: Path, *, tensors: bool = True) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """The header of a state, and its ``tensors``."""
     try:
         with safe_open(path, framework="pt") as file:
             written = json.loads((file.metadata() or {})["training"])
-            header = {"facts": written["facts"], "asked": written["asked"]}
+            header = {"facts": dict(written["facts"]), "asked": dict(written["asked"])}
             return header, {name: file.get_tensor(name) for name in (file.keys() if tensors else ())}
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
         raise RecipeError(

@@ -86,6 +86,15 @@ def test_the_copies_of_heavy_convolutions_are_counted(spec: NetSpec) -> None:
         test_training_is_the_trackers_to_the_byte_over_random_specs.hypothesis.inner_test(spec)  # type: ignore[attr-defined]
 
 
+@given(specs())
+@settings(max_examples=25)
+def test_the_gradient_of_a_heavy_convolution_of_one_position_is_laid_out_anew(spec: NetSpec) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("onenet_bench.memory.HEAVY", 1)
+        predicted = training_peak_bytes(lowered(spec, spec.total_scale), 3)
+        assert predicted == memory.tracked_training(spec, spec.total_scale, 3)
+
+
 @pytest.mark.parametrize("name", ["unet_4", "onenet_ed_4_spatial"])
 def test_training_in_bf16_is_the_trackers_within_five_percent(name: str) -> None:
     spec = zoo.get(name)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -124,6 +125,9 @@ def test_the_peak_of_memory_is_torchs_for_every_spec_whole_and_in_strips(spec: N
         patched.setattr(strips, "STRIP", BYTES)
         patched.setattr(strips, "PAYS", 0)
         plan = strips.in_strips(whole)
+    one, many = (asdict(costs.count_plan(lowered)) for lowered in (whole, plan))
+    for name in ("parameters", "parameters_used", "macs", "paper_flops"):
+        assert one[name] == many[name]
     for lowered in {id(some): some for some in (whole, plan)}.values():
         assert tracked_bytes(lowered) == BYTES * peak_elements(lowered)
 

@@ -212,4 +212,5 @@ def test_the_page_holds_every_contestant(run: Written, tmp_path: Path) -> None:
     section = page.split('<section id="final">')[1].split("</section>")[0]
     assert section.count("<tr") == 1 + 4
     assert "0.520 ± 0.020" in section
+    assert "The test split was not looked at in the search." in section
     assert section.count("baseline</span>") == 1

@@ -148,6 +148,7 @@ def test_a_search_that_finds_nothing_new_ends(tmp_path: Path) -> None:
     book.close()
     last = core.records[-MOST_REJECTIONS:]
     duplicates = [record.reason for record in last if record.reason.startswith("duplicate of trial ")]
+    assert len(duplicates) > 1
     other = next(record.reason for record in reversed(last) if record.reason not in duplicates)
     assert core.ended == (
         f"300 proposals in a row could not be trained: the space seems exhausted ({len(duplicates)} duplicates; "

@@ -47,9 +47,9 @@ def search(trials: int = 6) -> Search:
     )  # fmt: skip
 
 
-def pretend(most: int | None = None, *, failing: bool = False, test: bool = True) -> Callable[..., None]:
-    """An engine that tells made-up scores (or failures), and is interrupted after ``most`` of them, with one more in
-    flight. Without ``test`` there is no test split."""
+def pretend(most: int | None = None, *, failing: int = 0, test: bool = True) -> Callable[..., None]:
+    """An engine that tells made-up scores (the first are ``failing``), and is interrupted after ``most`` of them, with
+    one more in flight. Without ``test`` there is no test split."""
 
     def engine(core: Core | final.Final, folder: Path, *, heard: Callable[[Event], None]) -> None:
         done = 0
@@ -64,7 +64,7 @@ def pretend(most: int | None = None, *, failing: bool = False, test: bool = True
                 machine=Machine.here(), status=Status.COMPLETE, costs=job.costs, scores={"miou": score},
                 test_scores={"miou": score - 0.01} if job.test and test else {},
             )  # fmt: skip
-            if failing:
+            if done <= failing:
                 record = replace(record, status=Status.FAILED, reason="it failed", scores={}, test_scores={})
             core.tell(record)
             heard(Ended(record))
@@ -127,14 +127,17 @@ def test_what_failed_is_trained_again_when_it_is_asked_for_again(
     sweep.start(search(), run, pretend(), command="test")
     monkeypatch.chdir(tmp_path)
     with monkeypatch.context() as engine:
-        engine.setattr(Orders, "make", lambda _: pretend(failing=True))
+        engine.setattr(Orders, "make", lambda _: pretend(failing=99))
         assert cli.app(["sweep", "--resume", str(run), "--final", "1"], standalone_mode=False) == 1
     said, reason = capsys.readouterr()
+    assert not cli.app(["sweep", "--resume", str(run), "--final", "0"], standalone_mode=False)
+    capsys.readouterr()
     assert reason.endswith(f"every final training failed; {run}/final/ledger.jsonl says why\n")
     number = len(made(run))
     assert f"{number} trainings failed; sweep --resume RUN --final 1 trains what is missing." in " ".join(said.split())
     assert ledger.read(run / ledger.FINAL)[-1]["reason"] == f"{number} final trainings were made; {number} failed"
     sweep.resume(run, pretend(2), command="again", trials=None, final=1)
+    assert capsys.readouterr().err.startswith(f"1/{number}  retraining {number}  complete")
     sweep.resume(run, pretend(), command="again", trials=None, final=1)
     records = made(run)
     assert sorted(r.trial for r in records) == list(range(2 * number))
@@ -143,6 +146,18 @@ def test_what_failed_is_trained_again_when_it_is_asked_for_again(
     assert facts is not None
     assert [c.failed for c in facts.contestants] == [0] * number
     assert "failed" not in final_words(facts)
+
+
+def test_one_failed_final_training_fails_no_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = tmp_path / "run"
+    sweep.start(search(), run, pretend(), command="test")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(Orders, "make", lambda _: pretend(failing=1))
+    assert not cli.app(["sweep", "--resume", str(run), "--final", "1"], standalone_mode=False)
+    facts = final_facts(read_run(run))
+    assert facts is not None
+    assert sum(c.failed for c in facts.contestants) == 1
+    assert "1 training failed; sweep --resume RUN --final 1 trains what is missing." in final_words(facts)
 
 
 def test_final_trainings_once_asked_for_are_made_by_whoever_goes_on(tmp_path: Path) -> None:

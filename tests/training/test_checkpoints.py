@@ -167,7 +167,7 @@ def test_a_state_by_a_recipe_that_this_version_does_not_know_is_named(
     with monkeypatch.context() as later:
         later.setattr(Recipe, "to_dict", lambda recipe: {"batch": 4, "warmth": 3})
         train(tiny(), RECIPE, tmp_path, stop_after=2)
-    with pytest.raises(RecipeError, match=r"goes on by its recipe, but that of .* cannot be read: .*'warmth'"):
+    with pytest.raises(RecipeError, match=r"as it was asked to, but of .* that cannot be read .*'warmth'"):
         train(tiny(), RECIPE, tmp_path)
 
 

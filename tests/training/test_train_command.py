@@ -127,7 +127,7 @@ def test_a_training_of_another_version_is_not_resumed(folder: Path) -> None:
         assert was.count(old) == 1
         state.write_bytes(was.replace(old, new))
         with pytest.raises(
-            OnenetBenchError, match=r"as it was asked to, but of mine that cannot be read: .*; begin anew"
+            OnenetBenchError, match=r"as it was asked to, but of mine that cannot be read .*; begin anew"
         ):
             cli.app(["train", "--resume", "mine"], standalone_mode=False)
 
