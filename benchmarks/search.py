@@ -712,13 +712,15 @@ def summary(table: Table, standings: Sequence[Standing]) -> dict[str, Any]:
     }
 
 
-SHARES = """\
+SHARES = f"""\
 Shares are of the true front's hypervolume (scores from 0 to 1, logarithms of costs over the range of all nets; the
 reference point is mIoU 0 at the highest cost of each kind), by the true scores of the nets that were trained to the
 end. Proposals over budget, impossible ones and duplicates are rejected and cost nothing, for all samplers alike; but
 where a row says so duplicates are trained again, as they are with Optuna alone, which recognises none.
 Median over seeds, quartiles in brackets; searches by GPSampler and BoTorch are few, BoTorch's short too, for a proposal
-of theirs takes seconds. Milliseconds are those of a new proposal after the first ten, on a machine with other work."""
+of theirs takes seconds. Those by GPSampler are kept in `results/searches/`; their first {PROPOSED_AGAIN} nets were
+proposed again for this page. Milliseconds are those of a new proposal after the first ten, on a machine with other
+work."""
 
 PAID = """\
 The same in what training costs, as parts of what the rival's searches had paid at the end (medians). An epoch's MACs
