@@ -36,7 +36,7 @@ import shlex
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property, lru_cache, partial
@@ -564,16 +564,18 @@ def one(question: Question, contestant: str, seed: int, trials: int, keep: Path)
     if not CONTESTANTS[contestant].foreign:
         found = replay(table, contestant, seed, trials)
     else:
-        found = kept(keep / f"{question.title}-{contestant}-{seed}-{trials}.json", table, contestant, seed, trials)
+        file = f"{question.title.replace(' ', '_')}-{contestant}-{seed}-{trials}.json"
+        found = kept(keep / file, table, contestant, seed, trials)
     return found, course(table, found, trials)
 
 
 def kept(file: Path, table: Table, contestant: str, seed: int, trials: int) -> Replay:
     """The search that ``file`` holds; where it is of other versions or another table, or its first nets are not those
     that are proposed today, a new one, kept there."""
+    told = b"".join(part.tobytes() for part in (table.told, table.seconds, *table.costs.values()))
     made_of = {
         **{package: importlib.metadata.version(package) for package in ("optuna", "torch", "scipy")},
-        "table": _digest(part.tobytes() for part in (table.told, table.seconds, *table.costs.values())),
+        "table": hashlib.sha256(told).hexdigest(),
     }
     if file.exists() and (written := json.loads(file.read_text(encoding="utf-8")))["made_of"] == made_of:
         found = Replay(**written["replay"])
@@ -585,10 +587,6 @@ def kept(file: Path, table: Table, contestant: str, seed: int, trials: int) -> R
     whole.write_text(json.dumps(facts) + "\n", encoding="utf-8")
     whole.replace(file)
     return replayed
-
-
-def _digest(parts: Iterable[bytes]) -> str:
-    return hashlib.sha256(b"".join(parts)).hexdigest()
 
 
 def stand(contestant: str, searches: Sequence[tuple[Replay, list[float]]]) -> Standing:
