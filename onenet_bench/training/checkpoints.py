@@ -1,12 +1,14 @@
 """The state of a training on the disk, from which it goes on as if it had never been interrupted.
 
 One safetensors file: weights, the optimiser's moments and the states of the generators as tensors, all else as JSON
-in its header. It is replaced whole or not at all. No pickle is ever read.
+in its header. It is replaced whole or not at all, and checksums tell a file that was damaged later. No pickle is ever
+read.
 """
 
 from __future__ import annotations
 
 import json
+import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -76,11 +78,13 @@ def save_state(state: State, path: Path) -> None:
     tensors["global"] = torch.get_rng_state()  # for nets whose layers draw at random
     if gpu := _gpu(state.net):
         tensors["gpu"] = torch.cuda.get_rng_state(gpu)
-    header = {"training": json.dumps({"facts": state.facts, "asked": state.asked})}
+    tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    written = json.dumps({"facts": state.facts, "asked": state.asked, "tensors": _checksum(tensors)})
+    header = {"training": written, "checksum": str(zlib.crc32(written.encode()))}
     for torn in path.parent.glob(f".*-{path.name}"):  # by a process that was killed
         torn.unlink(missing_ok=True)
     with whole(path, durable=True) as draft:
-        save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, draft, header)
+        save_file(tensors, draft, header)
 
 
 def restore_state(state: State, path: Path) -> State:
@@ -147,14 +151,28 @@ def _read(path: Path, *, tensors: bool = True) -> tuple[dict[str, Any], dict[str
     """The header of a state, and its ``tensors``."""
     try:
         with safe_open(path, framework="pt") as file:
-            written = json.loads((file.metadata() or {})["training"])
+            metadata = file.metadata() or {}
+            written = json.loads(metadata["training"])
             header = {"facts": dict(written["facts"]), "asked": dict(written["asked"])}
-            return header, {name: file.get_tensor(name) for name in (file.keys() if tensors else ())}
+            found = {name: file.get_tensor(name) for name in (file.keys() if tensors else ())}
+            if "checksum" in metadata:  # older states have none
+                sound = metadata["checksum"] == str(zlib.crc32(metadata["training"].encode()))
+                if not sound or (tensors and written["tensors"] != _checksum(found)):
+                    raise ValueError("its checksum does not fit what it holds")
+            return header, found
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
         raise RecipeError(
             f"a training's state is a safetensors file written by onenet-bench, but {path} is not ({error}); "
             "take another folder, or begin anew"
         ) from error
+
+
+def _checksum(tensors: Mapping[str, Tensor]) -> int:
+    """CRC-32 of names and bytes."""
+    crc = 0
+    for name in sorted(tensors):
+        crc = zlib.crc32(tensors[name].flatten().view(torch.uint8).numpy().data, zlib.crc32(name.encode(), crc))
+    return crc
 
 
 def _differences(was: Any, now: Any, key: str = "") -> Iterator[tuple[str, Any, Any]]:

@@ -63,7 +63,7 @@ class ConfusionMatrix:
         """Add a batch: predicted classes and true ones, (B, H, W) of any integer type each.
 
         Returns the matrix of every image, (B, K, K) int64. Raises DataError where a target is neither a class nor
-        ``ignore_index``, ValueError where shapes or predicted classes do not fit.
+        ``ignore_index``, or no integer, ValueError where shapes or predictions do not fit.
         """
         if prediction.shape != target.shape:
             raise ValueError(
@@ -72,6 +72,8 @@ class ConfusionMatrix:
             )
         valid = target != self.ignore_index  # (B, H, W)
         for values, what, error in ((target, "target", DataError), (prediction, "prediction", ValueError)):
+            if values.is_floating_point():
+                raise error(f"a {what} is an integer, a class, but got {values.dtype}; take the argmax of scores")
             strange = values[valid & ((values < 0) | (values >= self.classes))]
             if strange.numel():
                 raise error(

@@ -197,6 +197,27 @@ def test_a_damaged_state_is_named(content: bytes, tmp_path: Path) -> None:
         read_asked(tmp_path)
 
 
+@pytest.mark.parametrize("what", ["history", "draws", "weights"])
+def test_a_state_whose_bytes_have_changed_is_named(what: str, tmp_path: Path) -> None:
+    train(tiny(), RECIPE, tmp_path, stop_after=2)
+    path = Checkpointing(folder=tmp_path).path
+    state = bytearray(path.read_bytes())
+    at = {"history": state.index(b"history"), "draws": state.index(b"draws"), "weights": len(state) - 1}[what]
+    state[at] ^= 1
+    path.write_bytes(state)
+    with pytest.raises(RecipeError, match=f"a training's state is a safetensors file .* but {path} is not"):
+        train(tiny(), RECIPE, tmp_path)
+
+
+def test_a_state_from_before_there_were_checksums_goes_on(tmp_path: Path) -> None:
+    train(tiny(), RECIPE, tmp_path, stop_after=2)
+    path = Checkpointing(folder=tmp_path).path
+    state = path.read_bytes()
+    assert state.count(b'"checksum"') == 1
+    path.write_bytes(state.replace(b'"checksum"', b'"checkrum"'))
+    assert train(tiny(), RECIPE, tmp_path)[1] == [2, 3, 4]
+
+
 # Early stopping and the best weights -------------------------------------------------------------------------
 
 

@@ -185,6 +185,10 @@ def test_a_prediction_that_does_not_fit_raises() -> None:
         ConfusionMatrix(3).update(torch.zeros(1, 3, 2, 2), target)
     with pytest.raises(ValueError, match=r"\(1, 4, 4\) and \(1, 2, 2\)"):
         ConfusionMatrix(3).update(target.new_zeros(1, 4, 4), target)
+    with pytest.raises(ValueError, match=r"a prediction is an integer, a class, but got torch\.float32; take the"):
+        ConfusionMatrix(3).update(target.float(), target)
+    with pytest.raises(DataError, match=r"a target is an integer, a class, but got torch\.float32"):
+        ConfusionMatrix(3).update(target, target.float())
 
 
 def test_cross_entropy_is_a_weighted_mean_over_the_split() -> None:
