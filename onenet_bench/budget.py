@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import math
 import re
-import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -19,13 +18,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from onenet_bench.errors import BudgetError, known
-from onenet_bench.files import whole
+from onenet_bench.files import read_toml, whole
 from onenet_bench.record import COSTS, Costs
+from onenet_bench.task import MOST_SIDE
 
 _FORM = re.compile(
-    r"\s*(?P<cost>[a-z_0-9]+)\s*<=\s*(?P<limit>[0-9]+(_[0-9]+)*(\.[0-9]*)?([eE][+-]?[0-9]+)?)\s*(?P<suffix>[kMG])?\s*"
+    r"\s*(?P<cost>[a-z_0-9]+)\s*<=\s*(?P<limit>[0-9]+(_[0-9]+)*(\.[0-9]*)?)([eE](?P<power>[+-]?[0-9]{1,9}))?\s*(?P<suffix>[kMG])?\s*"
 )
-_SUFFIX = {None: 1.0, "k": 1e3, "M": 1e6, "G": 1e9}
+_POWER = {None: 0, "k": 3, "M": 6, "G": 9}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,7 +50,8 @@ class Budget:
                 "a budget reads COST <= NUMBER, such as 'parameters <= 2e6' or 'macs <= 20M' (k, M or G), but got "
                 f"{text!r}"
             )
-        return cls(cost=match["cost"], limit=float(match["limit"]) * _SUFFIX[match["suffix"]])
+        power = int(match["power"] or 0) + _POWER[match["suffix"]]  # of ten; a product would be rounded twice
+        return cls(cost=match["cost"], limit=float(f"{match['limit']}e{power}"))
 
     def __str__(self) -> str:
         short = f"{self.limit:g}"
@@ -108,7 +109,7 @@ def read_budgets(path: Path) -> tuple[NetBudget, ...]:
     """The entries of a budgets file. Raises BudgetError that names the file and the entry."""
     if path.suffix != ".toml":
         raise BudgetError(f"a budgets file ends in .toml, so that its lock can stand beside it, but got {path}")
-    values = _read_toml(path, "a budgets file", "write one with a [[net]] per net")
+    values = read_toml(path, "a budgets file", BudgetError, "write one with a [[net]] per net")
     if unknown := sorted(set(values) - {"net"}):
         raise BudgetError(f"{path} holds [[net]] tables and nothing else, but got {unknown[0]!r}; move it into one")
     tables = values.get("net")
@@ -151,19 +152,13 @@ def _entry(table: Any) -> NetBudget:
     if not whole or not size or (not module and len(size) != 2):
         key = "input" if module else "resolution"
         raise BudgetError(f"{key!r}, {KEYS[key]}, is in whole numbers of at least 1, but got {table.get(key)!r}")
+    if not module and max(size) > MOST_SIDE:
+        raise BudgetError(f"a side of 'resolution' has at most {MOST_SIDE} pixels, but got {max(size)}; lower it")
     return NetBudget(net=net, size=tuple(size), args=dict(args), ceilings=tuple(map(Budget.parse, budget)))
 
 
 def _is_module(net: str) -> bool:
     return ":" in net and not net.endswith(".toml")
-
-
-def _read_toml(path: Path, what: str, way_out: str) -> dict[str, Any]:
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        why = error.strerror if isinstance(error, OSError) else error
-        raise BudgetError(f"{what} must be readable TOML, but {path} is not ({why}); {way_out}") from error
 
 
 # budgets.lock --------------------------------------------------------------------------------------------
@@ -226,7 +221,7 @@ def read_lock(path: Path) -> dict[str, dict[str, Layer]]:
     """Title to layers; empty where there is no lock yet. Raises BudgetError for a lock that was damaged."""
     if not path.exists():
         return {}
-    values = _read_toml(path, "a lock", _ANEW)
+    values = read_toml(path, "a lock", BudgetError, _ANEW)
     if values.get("schema") != SCHEMA:
         raise BudgetError(f"a lock of schema {SCHEMA} is needed, but {path} has {values.get('schema')!r}; {_ANEW}")
     nets: dict[str, dict[str, Layer]] = {}
@@ -331,8 +326,8 @@ def from_to(before: float, after: float) -> str:
 
 
 def number(value: float) -> str:
-    """A whole number in full, any other to nine digits."""
-    return f"{int(value):,}" if isinstance(value, int) or value.is_integer() else f"{value:,.9g}"
+    """Every digit of it, so that a ceiling can be copied from it."""
+    return f"{int(value) if value == int(value) else value:,}"
 
 
 def compare(

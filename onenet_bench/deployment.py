@@ -224,28 +224,31 @@ def export(
         check = _compare(source.net, run, shape, samples)
         if not check["difference"] <= check["allowed"]:  # which may be no number
             return [Exported(path=path, difference=check["difference"], allowed=check["allowed"], card={})]
-        draft.replace(path)
-    facts["check"] = check
-    if to == "onnx":
-        facts["opset"] = onnx.OPSET
-    done = [_carded(path, facts, check)]
+        facts["check"] = check
+        if to == "onnx":
+            facts["opset"] = onnx.OPSET
+        done = [_carded(draft, path, facts, check)]
     if int8:
         assert task is not None
         assert splits is not None
         assert samples is not None
         images = getattr(splits, calibrate_on).images[:CALIBRATION]
-        with TemporaryDirectory() as place:  # not in strips, each of which would have ranges of its own
-            FORMATS[to].write(graph, Path(place) / path.name, shape)
+        with TemporaryDirectory(dir=folder, prefix=".") as place:
+            draft = Path(place) / smaller.name
+            whole_net = Path(place) / path.name  # not in strips, each of which would have ranges of its own
+            FORMATS[to].write(graph, whole_net, shape)
             ranges_from = (_unit(images[i : i + 1]).numpy() for i in range(len(images)))
-            onnx.to_int8(Path(place) / path.name, smaller, ranges_from)
-        scores = {name: _score(net, samples, task) for name, net in (("before", run), ("after", onnx.OnnxNet(smaller)))}
-        quantised = {
-            "weights": "int8 of 7 bits, per output channel", "activations": "uint8",
-            "calibrated_on": f"{calibrate_on} split", "calibration_images": len(images),
-            "scored_on": f"{held_out} split", "images": len(samples), **scores,
-        }  # fmt: skip
-        facts |= {**_facts(source, shape, form, cut=False), "form": f"{form}, int8", "int8": quantised}
-        done.append(_carded(smaller, {name: facts[name] for name in facts if name != "check"}, None))
+            onnx.to_int8(whole_net, draft, ranges_from)
+            nets = {"before": run, "after": onnx.OnnxNet(draft)}
+            quantised = {
+                "weights": "int8 of 7 bits, per output channel", "activations": "uint8",
+                "calibrated_on": f"{calibrate_on} split", "calibration_images": len(images),
+                "scored_on": f"{held_out} split", "images": len(samples),
+                **{name: _score(net, samples, task) for name, net in nets.items()},
+            }  # fmt: skip
+            facts |= {**_facts(source, shape, form, cut=False), "form": f"{form}, int8", "int8": quantised}
+            del facts["check"]
+            done.append(_carded(draft, smaller, facts, None))
     return done
 
 
@@ -363,15 +366,16 @@ def _digest(net: nn.Module) -> str:
     return found.hexdigest()[:16]
 
 
-def _carded(path: Path, facts: dict[str, Any], check: dict[str, Any] | None) -> Exported:
-    """Write the card of ``path`` beside it."""
-    content = path.read_bytes()
+def _carded(draft: Path, path: Path, facts: Mapping[str, Any], check: Mapping[str, Any] | None) -> Exported:
+    """Put ``draft`` at ``path``, its card first: what is interrupted between can be exported again."""
+    content = draft.read_bytes()
     card = {
         "file": path.name, "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest(), **facts,
         "versions": {"onenet-bench": __version__, **onnx.versions()},
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
     }  # fmt: skip
-    with whole(path.with_name(f"{path.name}.json")) as draft:
-        draft.write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
+    with whole(path.with_name(f"{path.name}.json")) as draft_card:
+        draft_card.write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
+    draft.replace(path)
     check = check or {"difference": float("nan"), "allowed": float("nan")}
     return Exported(path=path, difference=check["difference"], allowed=check["allowed"], card=card)

@@ -1,12 +1,23 @@
-"""Files that are written whole or not at all, and folders that one process has to itself."""
+"""Files that are written whole or not at all, TOML that people write, and folders that one process has to itself."""
 
 from __future__ import annotations
 
 import fcntl
 import os
-from collections.abc import Iterator
+import tomllib
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+
+def read_toml(path: Path, what: str, refused: Callable[[str], Exception], way_out: str) -> dict[str, Any]:
+    """The values of a TOML file. Raises ``refused`` with one sentence about ``what`` where there are none."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError, RecursionError) as error:
+        why = error.strerror if isinstance(error, OSError) else error
+        raise refused(f"{what} must be readable TOML, but {path} is not ({why}); {way_out}") from error
 
 
 @contextmanager

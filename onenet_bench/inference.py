@@ -72,6 +72,8 @@ def open_checkpoint(path: Path, device: str = "cpu") -> Checkpoint:
     net, facts = models.load_checkpoint(path)
     try:
         task, recipe = Task.from_dict(facts["task"]), Recipe.from_dict(facts["recipe"])
+        if (task.in_channels, task.classes) != (net.spec.in_channels, net.spec.classes):
+            raise ValueError(f"a task of {task.in_channels} channels and {task.classes} classes is not its net's")
     except (KeyError, TypeError, ValueError) as error:
         raise SpecError(
             f"a checkpoint tells its task and recipe, but {path} does not: {error!r}; use one that training left"

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from inspect import signature
@@ -27,6 +26,7 @@ from typing import Any, Protocol, TypeVar
 
 from onenet_bench.budget import Budget
 from onenet_bench.errors import SpaceError, SpecError, known
+from onenet_bench.files import read_toml
 from onenet_bench.pareto import Objective, objectives
 from onenet_bench.recipe import Recipe
 from onenet_bench.spec import NetSpec, StageSpec, StemSpec
@@ -226,10 +226,7 @@ class SearchSpace:
     @classmethod
     def from_toml(cls, path: Path) -> SearchSpace:
         """Read a space from a file. Raises SpaceError."""
-        try:
-            values = tomllib.loads(path.read_text(encoding="utf-8-sig"))
-        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-            raise SpaceError(f"a space is a readable TOML file, but {path} is not: {error}") from error
+        values = read_toml(path, "a space", SpaceError, "onenet-bench spaces lists those that are there")
         space = cls.from_dict(values)
         if "seed" in values.get("recipe", {}):
             raise SpaceError(f"a search's seed is that of --seed, but [recipe] of {space.name} has one; leave it out")

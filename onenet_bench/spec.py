@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from functools import cached_property
@@ -22,6 +21,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from onenet_bench.errors import SpecError, known
+from onenet_bench.files import read_toml
 
 
 class KindFacts(NamedTuple):
@@ -274,11 +274,7 @@ class NetSpec:
     @classmethod
     def from_toml(cls, path: Path) -> NetSpec:
         """Read a spec from a TOML file with the fields of ``to_dict``."""
-        try:
-            values = tomllib.loads(path.read_text(encoding="utf-8-sig"))
-        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-            raise SpecError(f"a net's file must be readable TOML, but {path} is not: {error}") from error
-        return cls.from_dict(values)
+        return cls.from_dict(read_toml(path, "a net's file", SpecError, "name a net of the zoo, or mend the file"))
 
     def digest(self) -> str:
         """The net's name: equal specs, and only they, have equal digests (16 hexadecimal digits)."""

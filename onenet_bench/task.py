@@ -72,8 +72,15 @@ class Task:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Task:
-        """The inverse of ``to_dict``."""
-        return cls(**{**values, "class_names": tuple(values["class_names"])})
+        """The inverse of ``to_dict``. Raises KeyError or TypeError for what ``to_dict`` never makes."""
+        for name, value in values.items():
+            wanted: type = {"data": str, "content": str, "class_names": list}.get(name, int)
+            if type(value) is not wanted:
+                raise TypeError(f"{name} is {value!r}, no {wanted.__name__}")
+        names = tuple(values["class_names"])
+        if any(type(name) is not str for name in names):
+            raise TypeError(f"class names are {names}, not all of them str")
+        return cls(**{**values, "class_names": names})
 
     def digest(self) -> str:
         """A name for this task: equal tasks have equal digests. ``white`` is not in it: in training it follows from the

@@ -194,6 +194,18 @@ def test_growth_reads(before: int, after: int, shown: str) -> None:
     assert budget.from_to(before, after) == shown
 
 
+@pytest.mark.parametrize(
+    ("limit", "number"), [("4.1M", 4_100_000), ("1.001k", 1001), ("2e3k", 2_000_000), ("1_0.5e-1", 1.05)]
+)
+def test_a_ceiling_is_the_number_that_is_written(limit: str, number: float) -> None:
+    assert budget.Budget.parse(f"macs <= {limit}").limit == number
+
+
+def test_a_ceiling_can_be_copied_from_what_is_shown() -> None:
+    peak = 33.00390625  # OneNet_e,d,4's of 256 x 256, which has ten digits
+    assert budget.Budget.parse(f"peak_inference_mib <= {budget.number(peak)}").limit == peak
+
+
 def test_numbers_are_told_apart_from_their_ceilings() -> None:
     assert budget.number(12_000_000_000.0) == "12,000,000,000"
     assert budget.number(64.00003) != budget.number(64.0)
@@ -348,6 +360,9 @@ ENTRY = 'net = "onenet_e_4"\nresolution = 256\n'
     ("text", "words"),
     [
         ("[[net]\n", ("readable TOML", "line 1")),
+        (f"net = {'9' * 5000}", ("readable TOML", "integer string")),
+        (f"net = {'[' * 3000}", ("readable TOML", "recursion")),
+        ("[[net]]\nnet = 'onenet_e_4'\nresolution = 65552\n", ("at most 65536 pixels, but got 65552",)),
         ("", ("at least one [[net]]",)),
         ("net = 3\n", ("at least one [[net]]",)),
         ("net = [3]\n", ("net 1", "table", "3")),

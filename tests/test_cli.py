@@ -52,6 +52,8 @@ def test_spaces_are_listed_with_their_size() -> None:
 WRONG = {
     "unknown net": (["profile", "unet_9"], "unknown net 'unet_9'; known: "),
     "no such file": (["profile", "none.toml"], "must be readable TOML, but none.toml is not"),
+    "a side beyond all": (["profile", "unet_4", "--resolution", "1" + "0" * 310], "less than or equal to 65536"),
+    "a batch beyond all": (["profile", "unet_4", "--batch", "1" + "0" * 310], "equal to 2147483647"),
     "resolution": (["profile", "unet_4", "--resolution", "100"], "multiple of 16.*but got 100; use 96 or 112"),
     "unknown space": (["sweep", "--space", "depth"], "unknown space 'depth'; known: depth_scale"),
     "unknown data": (["sweep", "--data", "imagenet"], "unknown data kind 'imagenet'; known: .*folder.*synthetic"),

@@ -207,6 +207,25 @@ def test_what_is_no_export_of_the_same_weights_is_not_replaced(
     assert {path.name: path.read_text() for path in (tmp_path / "out").iterdir()} == there
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("at", ["_score", "_carded"])
+def test_an_interrupted_export_leaves_no_file_without_its_card(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: str
+) -> None:
+    def interrupt(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    source, out = deployment.open_source(str(checkpoint)), tmp_path / "out"
+    with monkeypatch.context() as interrupted:
+        interrupted.setattr(deployment, at, interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            deployment.export(source, "onnx", out, int8=True)
+    whole = ["mine.onnx", "mine.onnx.json"]
+    assert sorted(path.name for path in out.iterdir()) == (whole if at == "_score" else [])
+    deployment.export(source, "onnx", out, int8=True)
+    assert sorted(path.name for path in out.iterdir()) == ["mine-int8.onnx", "mine-int8.onnx.json", *whole]
+
+
 @pytest.mark.parametrize(
     ("kind", "wanted"),
     [

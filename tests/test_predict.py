@@ -658,3 +658,22 @@ def test_a_checkpoint_without_its_task_is_refused(tmp_path: Path) -> None:
     models.save_checkpoint(threshold(), tmp_path / "bare.safetensors", {})
     with pytest.raises(SpecError, match=r"tells its task and recipe, but .*bare.safetensors does not"):
         inference.open_checkpoint(tmp_path / "bare.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "why"),
+    [
+        ({"data": None}, "data is None, no str"),
+        ({"seed": "x"}, "seed is 'x', no int"),
+        ({"class_names": [1, 2]}, "class names are"),
+        ({"in_channels": 7}, "7 channels and 2 classes is not its net's"),
+        ({"class_names": ["a", "b", "c"]}, "3 channels and 3 classes is not its net's"),
+    ],
+)
+def test_a_checkpoint_whose_task_cannot_be_its_nets_is_refused(wrong: dict[str, Any], why: str, tmp_path: Path) -> None:
+    net = threshold(3)
+    task = save(tmp_path, net).task
+    facts = {"task": {**task.to_dict(), **wrong}, "recipe": Recipe().to_dict()}
+    models.save_checkpoint(net, tmp_path / "odd.safetensors", facts)
+    with pytest.raises(SpecError, match=rf"tells its task and recipe, but .*odd.safetensors does not: .*{why}"):
+        inference.open_checkpoint(tmp_path / "odd.safetensors")

@@ -7,14 +7,15 @@ from typing import Annotated
 
 import typer
 
-from onenet_bench.cli.options import Json, Net, app, print_json, print_table
+from onenet_bench.cli.options import Json, Net, app, print_json, print_table, side
+from onenet_bench.recipe import MOST_IMAGES
 
 
 @app.command()
 def profile(
     net: Net,
-    resolution: Annotated[int, typer.Option(min=1, help="Side of the square input in pixels.")] = 256,
-    batch: Annotated[int, typer.Option(min=1, help="Images per step, for the peak of training.")] = 16,
+    resolution: Annotated[int, side()] = 256,
+    batch: Annotated[int, typer.Option(min=1, max=MOST_IMAGES, help="Images per step, for the peak of training.")] = 16,
     layers: Annotated[bool, typer.Option("--layers", help="Every layer, not only every level.")] = False,
     verify: Annotated[bool, typer.Option("--verify", help="Ask other counters too and name each difference.")] = False,
     json_: Json = False,

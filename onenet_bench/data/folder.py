@@ -189,7 +189,7 @@ def _stated_split(root: Path) -> dict[str, _Stated]:
 def _read_split_json(path: Path) -> dict[str, tuple[str, ...]]:
     try:
         stated = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{path} is not JSON: {error}") from error
     if (
         not isinstance(stated, dict)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any
 
 import numpy as np
@@ -20,10 +21,12 @@ _SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I;16N", "I")
 
 def _read_npy(path: Path) -> NDArray[Any]:
     try:
-        array: NDArray[Any] = np.load(path, allow_pickle=False)
-    except BROKEN as error:
+        found = np.load(path, mmap_mode="r", allow_pickle=False)  # a map is never larger than the file
+        if not isinstance(found, np.ndarray):
+            raise ValueError("it holds several arrays, as .npz files do")
+    except (*BROKEN, TokenError, OverflowError, MemoryError) as error:
         raise broken(path, error) from error
-    return array
+    return np.array(found)
 
 
 def channels_and_size(path: Path) -> tuple[int, bool, tuple[int, int]]:

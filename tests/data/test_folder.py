@@ -378,6 +378,17 @@ def _truncate(root: Path, name: str, suffix: str = ".png") -> None:
     path.write_bytes(path.read_bytes()[: path.stat().st_size * 3 // 4])
 
 
+def _npz(path: Path) -> None:
+    with path.open("wb") as file:
+        np.savez(file, one=_gray(), other=_gray())
+
+
+def _npy(path: Path, shape: str) -> None:
+    """A file of 64 bytes of pixels whose header claims ``shape``."""
+    header = f"{{'descr': '|u1', 'fortran_order': False, 'shape': {shape}}}\n".encode()
+    path.write_bytes(b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + bytes(64))
+
+
 def _two_pages(path: Path) -> None:
     Image.fromarray(_gray()).save(path, save_all=True, append_images=[Image.fromarray(_gray())])
 
@@ -498,6 +509,27 @@ REFUSALS: dict[str, tuple[Callable[[Path], object], str]] = {
         _each(_without("images/2.png"), _write("images/2.npy", "\x93NUMPY")),
         r"images/2\.npy cannot be read",
     ),
+    "several arrays": (
+        _each(_without("images/2.png"), lambda r: _npz(r / "images/2.npy")),
+        r"images/2\.npy cannot be read .*several arrays",
+    ),
+    "open bracket": (
+        _each(_without("images/2.png"), lambda r: _npy(r / "images/2.npy", "((8, 8)")),
+        r"images/2\.npy cannot be read",
+    ),
+    "more than there is": (
+        _each(_without("images/2.png"), lambda r: _npy(r / "images/2.npy", "(999999999, 999999)")),
+        r"images/2\.npy cannot be read",
+    ),
+    "a side of many digits": (
+        _each(_without("images/2.png"), lambda r: _npy(r / "images/2.npy", f"({'9' * 30}, 8)")),
+        r"images/2\.npy cannot be read",
+    ),
+    "signs without end": (
+        _each(_without("images/2.png"), lambda r: _npy(r / "images/2.npy", f"({'-' * 9000}8, 8)")),
+        r"images/2\.npy cannot be read",
+    ),
+    "nested split": (_write("split.json", "[" * 100_000), r"split\.json is not JSON"),
     "pickled npy": (
         _each(
             _without("images/2.png"),
