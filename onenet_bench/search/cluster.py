@@ -118,11 +118,7 @@ def run(
     wanted = workers or max(1, usable_cores() // threads)
     folder = folder.resolve()
     cpus = wanted * takes["CPU"]
-    with (
-        open(os.devnull, "w", encoding="utf-8") as nowhere, redirect_stdout(nowhere),  # Ray tells there of dead workers
-        connection.scratch() as scratch, trial.environment(connection.QUIET),
-        connection.to(cluster.address, cpus=cpus, variables=variables, folder=scratch),
-    ):  # fmt: skip
+    with _quietly() as scratch, connection.to(cluster.address, cpus=cpus, variables=variables, folder=scratch):
         most = connection.capacity(takes)
         driver = _Driver(
             core=core, folder=folder, threads=threads, device=device, heard=heard, workers=min(workers or most, most),
@@ -138,6 +134,16 @@ def run(
                 _tune(driver, mark, takes, splits, carry_out, scratch=scratch)
         finally:
             (folder / MARK).unlink(missing_ok=True)
+
+
+@contextmanager
+def _quietly() -> Iterator[Path]:
+    """A folder for Ray's files, in Tune's environment and without standard output, where Ray tells of dead workers."""
+    with (
+        open(os.devnull, "w", encoding="utf-8") as nowhere, redirect_stdout(nowhere),
+        connection.scratch() as scratch, trial.environment(connection.QUIET),
+    ):  # fmt: skip
+        yield scratch
 
 
 # The driver's side -------------------------------------------------------------------------------------------
@@ -261,7 +267,7 @@ def _death(said: str) -> str:
 
 def _tune_away(driver: client.Absent, mark: str, *arguments: Any) -> None:
     """``_tune`` in a process of the cluster."""
-    with connection.scratch() as scratch, trial.environment(connection.QUIET):
+    with _quietly() as scratch:
         _tune(driver, mark, *arguments, scratch=scratch)
 
 
@@ -322,8 +328,7 @@ def _tune(
     level = logger.level
     logger.setLevel(logging.CRITICAL)
     try:
-        with open(os.devnull, "w", encoding="utf-8") as nowhere, redirect_stdout(nowhere):
-            tuner.fit()
+        tuner.fit()
     except Exception:
         if driver.error is not None:
             raise driver.error from None
