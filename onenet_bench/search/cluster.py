@@ -41,10 +41,8 @@ from onenet_bench.search import client, connection, trial
 from onenet_bench.search.core import Core, Job
 from onenet_bench.search.desk import Desk
 from onenet_bench.search.fidelity import length
-from onenet_bench.search.trial import Ended, Epoch, Event, Started, Work
+from onenet_bench.search.trial import CarryOut, Ended, Epoch, Event, Started, Work
 from onenet_bench.task import Task
-
-CarryOut = Callable[[Work, Callable[[Mapping[str, Any]], bool]], Record]
 
 FINISHED = "FINISHED"
 """What Tune calls the end of a search."""

@@ -44,7 +44,7 @@ from onenet_bench.errors import LedgerError, OnenetBenchError
 from onenet_bench.record import Record, usable_cores
 from onenet_bench.search import trial
 from onenet_bench.search.core import Core, Job
-from onenet_bench.search.trial import Ended, Epoch, Event, Started, Work
+from onenet_bench.search.trial import CarryOut, Ended, Epoch, Event, Started, Work
 
 if TYPE_CHECKING:
     from onenet_bench.search.final import Final
@@ -60,8 +60,6 @@ MOST_WAIT_S = 3600.0
 
 LONGEST = 2**24
 """Bytes of a message; whatever says more is not a trial."""
-
-CarryOut = Callable[[Work, Callable[[Mapping[str, Any]], bool]], Record]
 
 
 def run(

@@ -93,6 +93,9 @@ class Ended:
 
 Event = Started | Epoch | Ended
 
+CarryOut = Callable[[Work, Callable[[Mapping[str, Any]], bool]], Record]
+"""What a trial's process does with its Work: as ``carry_out``."""
+
 
 def work(core: Core | Final, job: Job, folder: Path, *, device: str, threads: int, compiled: bool = False) -> Work:
     """``job`` of ``core``'s search, to be carried out in the run's ``folder``."""
