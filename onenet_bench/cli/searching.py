@@ -100,7 +100,9 @@ def sweep(
     from onenet_bench import ledger, pareto
     from onenet_bench import space as spaces
     from onenet_bench.record import Status
-    from onenet_bench.report import final_rows, final_table, front_rows, front_table, write_report
+    from onenet_bench.report import front_rows, front_table, write_report
+    from onenet_bench.report.finals import final_facts, final_rows, final_table
+    from onenet_bench.report.tables import read_run
     from onenet_bench.search import sweep as sweeps
     from onenet_bench.search.core import Search
     from onenet_bench.search.engines import Orders
@@ -150,7 +152,8 @@ def sweep(
     except OnenetBenchError as error:  # what was found is told all the same
         elsewhere = shlex.join(["onenet-bench", "report", str(run), "--out", "FILE.html"])
         unwritten = f"{error}; write the report elsewhere: {elsewhere}"
-    anew = final_rows(run)
+    trained_anew = final_facts(read_run(run))
+    anew = final_rows(trained_anew) if trained_anew else None
     if json_:
         print_json(
             {
@@ -163,8 +166,8 @@ def sweep(
         )
     else:
         print_table(front_table(run))
-        if (table := final_table(run)) is not None:
-            print_table(table)
+        if trained_anew:
+            print_table(final_table(trained_anew))
         print(f"\nended:  {core.ended}\nrun:    {run}\nreport: {page or 'none'}")
     if core.ended == "interrupted":
         print(f"go on with: {go_on(context, run, *SAID_AGAIN)}", file=sys.stderr)

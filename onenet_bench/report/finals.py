@@ -12,7 +12,6 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,7 +22,7 @@ from rich.table import Table
 from onenet_bench import ledger, pareto
 from onenet_bench.record import COSTS, SCORES, Record, Status
 from onenet_bench.report import figures
-from onenet_bench.report.tables import MISSING, NUMBERS, Run, read_run, show
+from onenet_bench.report.tables import MISSING, NUMBERS, Run, show
 from onenet_bench.spec import NetSpec
 
 DRAWS = 1000
@@ -252,12 +251,8 @@ def _many(number: int, what: str) -> str:
     return f"{number} {what}{'' if number == 1 else 's'}"
 
 
-def final_rows(run: Path) -> list[dict[str, Any]] | None:
-    """The final trainings of the run in folder ``run`` as JSON-ready numbers, dearest first; None where there are
-    none."""
-    facts = final_facts(read_run(run))
-    if facts is None:
-        return None
+def final_rows(facts: FinalFacts) -> list[dict[str, Any]]:
+    """The contestants as JSON-ready numbers, dearest first."""
     return [
         {
             "name": c.name, "trial": c.trial, "digest": c.spec.digest(), "label": c.spec.label(),
@@ -268,11 +263,8 @@ def final_rows(run: Path) -> list[dict[str, Any]] | None:
     ]  # fmt: skip
 
 
-def final_table(run: Path) -> Table | None:
+def final_table(facts: FinalFacts) -> Table:
     """The same for a terminal."""
-    facts = final_facts(read_run(run))
-    if facts is None:
-        return None
     title = SCORES[facts.score].title
     table = Table(
         title="trained anew: mean ± standard deviation over fresh seeds", title_justify="left",

@@ -99,13 +99,12 @@ def test_a_front_that_has_moved_since_says_so(run: Written) -> None:
     other = next(r for r in run.records if r.status is Status.COMPLETE and r.trial not in front)
     events[0]["contestants"][0]["trial"] = other.trial  # was on it when it was trained
     book.write_text("".join(json.dumps(event) + "\n" for event in events))
-    facts, table = final_facts(read_run(run.path)), final_table(run.path)
+    facts = final_facts(read_run(run.path))
     assert facts is not None
-    assert table is not None
     assert (facts.new, facts.gone) == (len(front) - 2, 1)
     said = f"{len(front) - 2} nets of its front are not among them, and 1 of them is no longer on it"
     assert said in final_words(facts)
-    assert said in str(table.caption)
+    assert said in str(final_table(facts).caption)
 
 
 def test_a_front_of_which_all_nets_were_trained_anew_has_not_moved(run: Written) -> None:
@@ -119,8 +118,9 @@ def test_a_front_of_which_all_nets_were_trained_anew_has_not_moved(run: Written)
 def test_rows_are_numbers(run: Written) -> None:
     first, second, _ = (f"trial {r.trial}" for r in nets_of(run))
     write_final(run, {first: (0.70, 0.66), second: (0.69, math.nan)}, seeds=(1, 2))
-    facts, rows = final_facts(read_run(run.path)), json.loads(json.dumps(final_rows(run.path), allow_nan=False))
+    facts = final_facts(read_run(run.path))
     assert facts is not None
+    rows = json.loads(json.dumps(final_rows(facts), allow_nan=False))
     costs = [row["costs"][facts.costs[0]] for row in rows if row["costs"]]  # not all were trained
     assert costs == sorted(costs, reverse=True)
     by_name = {row["name"]: row for row in rows}
