@@ -20,11 +20,11 @@ from onenet_bench import models
 from onenet_bench.spec import NetSpec
 
 
-def tracked_inference(spec: NetSpec, resolution: int, batch: int = 1) -> int:
-    """Peak of live bytes in an inference, image included, weights and buffers not."""
+def tracked_inference(spec: NetSpec, resolution: int) -> int:
+    """Peak of live bytes in an inference of one image, which is included, weights and buffers not."""
     with FakeTensorMode():
         net = models.build(spec).eval()
-        image = torch.rand(batch, spec.in_channels, resolution, resolution)
+        image = torch.rand(1, spec.in_channels, resolution, resolution)
 
         def infer() -> None:
             with torch.no_grad():
@@ -44,19 +44,19 @@ def tracked_training(spec: NetSpec, resolution: int, batch: int, precision: str 
     return peak
 
 
-def allocated_training(spec: NetSpec, resolution: int, batch: int, precision: str = "float32") -> int:
+def allocated_training(spec: NetSpec, resolution: int, batch: int) -> int:
     """The same as the CPU allocator saw it, for real: its live bytes before the step, and the most it added."""
-    step, net, optimiser, *inputs = _training_step(spec, resolution, batch, precision, "cpu")
+    step, net, optimiser, *inputs = _training_step(spec, resolution, batch, "float32", "cpu")
     step()
     state = [value for values in optimiser.state.values() for value in values.values()]
     held: int = sum(t.numel() * t.element_size() for t in (*net.parameters(), *net.buffers(), *state, *inputs))
     return held + _allocated(step)
 
 
-def allocated_inference(spec: NetSpec, resolution: int, batch: int = 1) -> int:
-    """Peak of the CPU allocator in an inference, image included, weights and buffers not."""
+def allocated_inference(spec: NetSpec, resolution: int) -> int:
+    """Peak of the CPU allocator in an inference of one image, which is included, weights and buffers not."""
     net = models.build(spec).eval()
-    image = torch.rand(batch, spec.in_channels, resolution, resolution)
+    image = torch.rand(1, spec.in_channels, resolution, resolution)
 
     def infer() -> None:
         with torch.no_grad():
@@ -66,9 +66,9 @@ def allocated_inference(spec: NetSpec, resolution: int, batch: int = 1) -> int:
     return image.numel() * image.element_size() + _allocated(infer)
 
 
-def cuda_training(spec: NetSpec, resolution: int, batch: int, precision: str = "float32") -> int:
+def cuda_training(spec: NetSpec, resolution: int, batch: int) -> int:
     """``max_memory_allocated`` of a training step that is not the first, on the present GPU."""
-    step, *_ = _training_step(spec, resolution, batch, precision, "cuda")
+    step, *_ = _training_step(spec, resolution, batch, "float32", "cuda")
     step()
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
@@ -77,10 +77,10 @@ def cuda_training(spec: NetSpec, resolution: int, batch: int, precision: str = "
     return int(torch.cuda.max_memory_allocated())
 
 
-def cuda_inference(spec: NetSpec, resolution: int, batch: int = 1) -> int:
-    """``max_memory_allocated`` of an inference on the present GPU, weights included."""
+def cuda_inference(spec: NetSpec, resolution: int) -> int:
+    """``max_memory_allocated`` of an inference of one image on the present GPU, weights included."""
     net = models.build(spec).eval().cuda()
-    image = torch.rand(batch, spec.in_channels, resolution, resolution, device="cuda")
+    image = torch.rand(1, spec.in_channels, resolution, resolution, device="cuda")
     with torch.no_grad():
         net(image)
         torch.cuda.synchronize()

@@ -55,7 +55,6 @@ class Rewrite(NamedTuple):
     parts: tuple[str, ...]  # and which part of that: "" = all of it
     behind: Mapping[int, int]  # convolution → the norm behind it that it takes in
     ahead: frozenset[int]  # norms and normalisations that the next convolutions take in
-    merged: frozenset[int]  # pixel-unshuffles that the next convolution takes in
     levelled: Mapping[int, int]  # convolution → the norm behind its ReLU whose scale it takes in
 
 
@@ -122,7 +121,7 @@ def rewrite(trained: Plan) -> Rewrite:
         else:
             at[index] = out.add(row._replace(inputs=tuple(at[s] for s in row.inputs)), index)
     deployed = Plan(trained.spec, trained.shape, tuple(out.rows), at[trained.output], deployed=True)
-    return Rewrite(trained, deployed, tuple(out.origins), tuple(out.parts), behind, ahead, merged, levelled)
+    return Rewrite(trained, deployed, tuple(out.origins), tuple(out.parts), behind, ahead, levelled)
 
 
 def deployed_plan(spec: NetSpec, shape: tuple[int, int, int]) -> Plan:

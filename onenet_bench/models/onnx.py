@@ -119,9 +119,9 @@ def open_session(path: Path, threads: int = 1) -> Any:
 class OnnxNet(nn.Module):
     """An ONNX file as a module on the CPU, so that it is scored as any net is."""
 
-    def __init__(self, path: Path, threads: int = 1) -> None:
+    def __init__(self, path: Path) -> None:
         super().__init__()
-        self.session = open_session(path, threads)
+        self.session = open_session(path)
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         (logits,) = self.session.run([OUTPUT], {INPUT: image.numpy(force=True)})

@@ -26,10 +26,10 @@ SILENCE_S = 10.0
 class Display:
     """Shows trials done, time left, what runs now and the current front. Use as a context manager."""
 
-    def __init__(self, core: Core | Final, console: Console | None = None) -> None:
+    def __init__(self, core: Core | Final) -> None:
         self._core = core
         self._noun, verb = ("retraining", "trained anew") if isinstance(core, Final) else ("trial", "trained")
-        self._console = console or Console(file=sys.stderr)
+        self._console = Console(file=sys.stderr)
         self._running: dict[int, str] = {}
         self._began = time.monotonic()
         self._already = len(self._trained())
