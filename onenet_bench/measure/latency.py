@@ -169,35 +169,31 @@ def latency_ms(spec: NetSpec, conditions: Conditions) -> float:
     """
     with _alone():  # whoever waited finds what the other has measured
         found = [one for one in cached(conditions, spec) if len(one.wall_ms) >= REPEATS]  # no quick look
-        return (found[-1] if found else _measure([(spec, conditions)], REPEATS, 0)[0]).median_ms
+        return (found[-1] if found else _measure([(spec, conditions)], REPEATS)[0]).median_ms
 
 
-def measure(
-    specs: Sequence[NetSpec], conditions: Conditions, *, repeats: int = REPEATS, seed: int = 0
-) -> tuple[Latency, ...]:
-    """Time ``specs`` now, side by side, and keep the measurements. ``seed`` decides the order of each round.
+def measure(specs: Sequence[NetSpec], conditions: Conditions, *, repeats: int = REPEATS) -> tuple[Latency, ...]:
+    """Time ``specs`` now, side by side, and keep the measurements.
 
     Raises SpecError where the resolution does not fit a net, MeasureError where one cannot be run.
     """
-    return measure_each([(spec, conditions) for spec in specs], repeats=repeats, seed=seed)
+    return measure_each([(spec, conditions) for spec in specs], repeats=repeats)
 
 
-def measure_each(
-    nets: Sequence[tuple[NetSpec, Conditions]], *, repeats: int = REPEATS, seed: int = 0
-) -> tuple[Latency, ...]:
+def measure_each(nets: Sequence[tuple[NetSpec, Conditions]], *, repeats: int = REPEATS) -> tuple[Latency, ...]:
     """The same where each net has conditions of its own; they may differ in resolution alone."""
     if repeats < 1:
         raise MeasureError(f"repeats must be at least 1, but got {repeats}")
     with _alone():
-        return _measure(nets, repeats, seed)
+        return _measure(nets, repeats)
 
 
-def _measure(nets: Sequence[tuple[NetSpec, Conditions]], repeats: int, seed: int) -> tuple[Latency, ...]:
+def _measure(nets: Sequence[tuple[NetSpec, Conditions]], repeats: int) -> tuple[Latency, ...]:
     for spec, conditions in nets:
         check_resolution(spec, conditions.resolution, conditions.resolution)
     here = place(nets[0][1])
     answer = _run({"nets": [[spec.to_dict(), asdict(conditions)] for spec, conditions in nets],
-                   "repeats": repeats, "seed": seed}, nets[0][1].threads)  # fmt: skip
+                   "repeats": repeats, "seed": 0}, nets[0][1].threads)  # fmt: skip
     found = tuple(
         Latency(
             spec=spec, conditions=conditions, place=here, company=len(nets),
