@@ -53,6 +53,8 @@ def _options_of_all(
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 Net = Annotated[str, typer.Argument(help="A net of the zoo by name, or the path of a spec.toml.")]
 Run = Annotated[str, typer.Argument(help="A run's folder or name, or 'latest'.")]
+Space = Annotated[str, typer.Option(help="A search space by name, or the path of its TOML file.")]
+Ceilings = Annotated[list[str] | None, typer.Option(help="A ceiling, e.g. 'macs <= 20M'; may be repeated.")]
 Data = Annotated[
     str, typer.Option(help="'synthetic', 'folder:PATH' with images/ and masks/ in it, or a published set, 'voc:PATH'.")
 ]

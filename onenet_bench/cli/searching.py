@@ -16,6 +16,7 @@ from onenet_bench.cli.options import (
     REPORTS,
     RUNS,
     Batch,
+    Ceilings,
     Compiled,
     Data,
     Device,
@@ -25,6 +26,7 @@ from onenet_bench.cli.options import (
     Precision,
     Run,
     Seed,
+    Space,
     Steps,
     app,
     check_device,
@@ -53,14 +55,14 @@ SAID_AGAIN = ("engine", "workers", "threads", "device", "compiled", "trial_limit
 @app.command()
 def sweep(
     context: typer.Context,
-    space: Annotated[str, typer.Option(help="A search space by name, or the path of its TOML file.")] = "depth_scale",
+    space: Space = "depth_scale",
     data: Data = "synthetic",
     trials: Annotated[int | None, typer.Option(min=1, help="Candidates to train (20 where nothing is said).")] = None,
     sampler: Annotated[
         str, typer.Option(help="Who proposes candidates: frontier, random, grid, nsga2 or tpe.")
     ] = "frontier",
     objectives: Annotated[str | None, typer.Option(help="Scores and costs, e.g. miou,parameters.")] = None,
-    budget: Annotated[list[str] | None, typer.Option(help="A ceiling, e.g. 'macs <= 20M'; may be repeated.")] = None,
+    budget: Ceilings = None,
     resolution: Annotated[int | None, side()] = None,
     epochs: Epochs = None,
     steps: Steps = None,
@@ -247,8 +249,8 @@ def spaces(json_: Json = False) -> None:
 
 @app.command()
 def screen(
-    space: Annotated[str, typer.Option(help="A search space by name, or the path of its TOML file.")] = "depth_scale",
-    budget: Annotated[list[str] | None, typer.Option(help="A ceiling, e.g. 'macs <= 20M'; may be repeated.")] = None,
+    space: Space = "depth_scale",
+    budget: Ceilings = None,
     resolution: Annotated[int | None, side("(the space's own)")] = None,
     classes: Annotated[int, typer.Option(min=1, help="Classes to tell apart.")] = 8,
     channels: Annotated[int, typer.Option(min=1, help="Channels of the input.")] = 3,

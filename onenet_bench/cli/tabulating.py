@@ -13,6 +13,7 @@ from onenet_bench.cli.options import (
     Epochs,
     Json,
     LearningRate,
+    Space,
     app,
     command_line,
     file_name,
@@ -28,7 +29,7 @@ TABLES = Path("results/tabular")
 
 @app.command()
 def tabulate(
-    space: Annotated[str, typer.Option(help="A search space by name, or the path of its TOML file.")] = "small",
+    space: Space = "small",
     data: Data = "synthetic",
     seeds: Annotated[str, typer.Option(help="Train every net with each of these seeds.")] = "0,1",
     resolution: Annotated[int | None, side("(the space's own)")] = None,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from onenet_bench.cli.options import MOST_THREADS, Json, app, print_json, print_table, side
+from onenet_bench.cli.options import MOST_THREADS, Device, Json, app, print_json, print_table, side
 from onenet_bench.errors import MeasureError
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ def latency(
     batch: Annotated[int, typer.Option(help="Images at a time.")] = 1,
     threads: Annotated[int, typer.Option(max=MOST_THREADS, help="CPU threads.")] = 1,
     repeats: Annotated[int, typer.Option(help="Runs of each net that are timed.")] = 30,
-    device: Annotated[str, typer.Option(help="Where nets run: cpu, cuda, cuda:1, …")] = "cpu",
+    device: Device = "cpu",
     fit: Annotated[bool, typer.Option("--fit", help="Fit the predictor of latencies, and say its error.")] = False,
     json_: Json = False,
 ) -> None:  # fmt: skip
