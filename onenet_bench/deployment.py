@@ -28,7 +28,7 @@ from onenet_bench.files import whole
 from onenet_bench.memory import BYTES, peak_elements
 from onenet_bench.models import deploy, onnx
 from onenet_bench.models.strips import in_strips
-from onenet_bench.palette import palette
+from onenet_bench.palette import hexadecimal, palette
 from onenet_bench.plan import check_resolution, plan
 from onenet_bench.record import Costs
 from onenet_bench.spec import NetSpec
@@ -338,7 +338,7 @@ def _facts(source: Source, shape: Shape, form: str, cut: bool) -> dict[str, Any]
             "meaning": "logits; a pixel's class is that of the largest",
         },
         "classes": [
-            {"index": index, "name": name, "colour": "#{:02x}{:02x}{:02x}".format(*colour)}
+            {"index": index, "name": name, "colour": hexadecimal(colour)}
             for index, (name, colour) in enumerate(zip(names, colours, strict=True))
         ],
         "costs": counted,

@@ -24,3 +24,8 @@ def palette(classes: int, background: int) -> list[Colour]:
             colours.append((round(255 * rgb[0]), round(255 * rgb[1]), round(255 * rgb[2])))
     colours.insert(background, BACKGROUND)
     return colours
+
+
+def hexadecimal(colour: Colour) -> str:
+    """``#e69f00``."""
+    return "#{:02x}{:02x}{:02x}".format(*colour)

@@ -86,7 +86,7 @@ def predict(
     from rich.table import Table
 
     from onenet_bench import inference
-    from onenet_bench.palette import palette
+    from onenet_bench.palette import hexadecimal, palette
     from onenet_bench.record import usable_cores
 
     check_device(device)
@@ -110,7 +110,7 @@ def predict(
             file=sys.stderr,
         )
     task = ready.task
-    colours = ["#{:02x}{:02x}{:02x}".format(*colour) for colour in palette(task.classes, task.background)]
+    colours = [hexadecimal(colour) for colour in palette(task.classes, task.background)]
     if json_:
         classes = [{"name": name, "colour": colour} for name, colour in zip(task.class_names, colours, strict=True)]
         print_json({"checkpoint": str(checkpoint), "classes": classes, "done": [one.to_dict() for one in done],

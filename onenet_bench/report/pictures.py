@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from onenet_bench.palette import IGNORED, Colour, palette
+from onenet_bench.palette import IGNORED, Colour, hexadecimal, palette
 from onenet_bench.report.tables import Run
 
 SAMPLES = 4
@@ -47,13 +47,13 @@ def pictures(run: Run, gallery: list[int], room: int) -> Pictures:
     """The sample images, their truth, and predictions: of the trials in ``gallery`` always, of the front and then of
     the other nets while all of it takes up to ``room`` bytes."""
     colours = palette(run.task.classes, run.task.background)
-    legend = [(name, _hex(colour)) for name, colour in zip(run.task.class_names, colours, strict=True)]
+    legend = [(name, hexadecimal(colour)) for name, colour in zip(run.task.class_names, colours, strict=True)]
     try:
         samples = _arrays(run.path / "samples.npz", images=4, masks=3, names=1)
     except _Unreadable as error:
         return Pictures(note=f"There are no sample images: {error}.", legend=tuple(legend))
     if run.task.ignore_index in samples["masks"][:SAMPLES]:
-        legend.append(("not counted", _hex(IGNORED)))
+        legend.append(("not counted", hexadecimal(IGNORED)))
     images = [image_uri(image) for image in samples["images"][:SAMPLES]]
     truths = [mask_uri(mask, colours, run.task.ignore_index) for mask in samples["masks"][:SAMPLES]]
     room -= sum(map(len, images + truths))
@@ -102,10 +102,6 @@ def _arrays(path: Path, **dimensions: int) -> dict[str, Any]:
         if found[name].ndim != expected or (name != "names" and found[name].dtype != np.uint8):
             raise _Unreadable(f"{path.name} does not hold {name} as uint8 in {expected} dimensions")
     return found
-
-
-def _hex(colour: Colour) -> str:
-    return "#{:02x}{:02x}{:02x}".format(*colour)
 
 
 def image_uri(image: Bytes) -> str:
