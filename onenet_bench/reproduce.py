@@ -9,7 +9,6 @@ A cell's weights are trained with validation as everywhere, and scored on the te
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -76,7 +75,7 @@ class Settings:
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON-ready values; weights by their files' names and SHA-256. Raises SpecError for unreadable ones."""
-        weights = {method: _file_facts(path) for method, path in self.weights.items()}
+        weights = {method: models.imagenet_facts(path) for method, path in self.weights.items()}
         return {
             **{name: getattr(self, name) for name in self.__slots__},
             "recipe": _seedless(self.recipe),
@@ -265,14 +264,6 @@ def _fetch(name: str) -> str:
     return f"its archives are {' and '.join(archives)}, described at {PUBLISHED[name].page}"
 
 
-def _file_facts(path: Path) -> dict[str, str]:
-    try:
-        with path.open("rb") as file:
-            return {"file": path.name, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
-    except OSError as error:
-        raise SpecError(f"ImageNet weights must be a readable file, but {path} is not: {error.strerror}") from error
-
-
 class _Pretrained(NamedTuple):
     """ImageNet weights by the names of a net, and the file that they are from."""
 
@@ -282,7 +273,7 @@ class _Pretrained(NamedTuple):
 
 def _pretrained(method: str, path: Path, settings: Settings) -> _Pretrained:
     net = spec(method, settings, classes=2, in_channels=CHANNELS)
-    return _Pretrained(models.imagenet_weights(net, models.read_imagenet_file(path)), _file_facts(path))
+    return _Pretrained(models.imagenet_weights(net, models.read_imagenet_file(path)), models.imagenet_facts(path))
 
 
 # -- a cell ----------------------------------------------------------------------------------------------------------

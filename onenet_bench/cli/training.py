@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import sys
 from dataclasses import replace
@@ -119,8 +118,7 @@ def train(
         costs.count(spec, resolution, deep_supervision=chosen.deep_supervision > 0)  # raises where they do not fit
         if weights:
             pretrained = models.imagenet_weights(spec, models.read_imagenet_file(weights))
-            with weights.open("rb") as file:
-                started_from = {"file": weights.name, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+            started_from = models.imagenet_facts(weights)
         folder = out or fresh(TRAINED / f"{Path(net).stem}-{datetime.now():%Y%m%d-%H%M%S}")
     if profile:
         if compiled:

@@ -7,6 +7,7 @@ net whose spec has ``normalise`` comes close to that with (x - 0.45) / 0.225, on
 
 from __future__ import annotations
 
+import hashlib
 import pickle
 import re
 import struct
@@ -71,6 +72,15 @@ def read_imagenet_file(path: Path) -> dict[str, Tensor]:
             "save the model's state_dict()"
         )
     return dict(state)
+
+
+def imagenet_facts(path: Path) -> dict[str, str]:
+    """The name of a file of weights and its SHA-256. Raises SpecError where it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            return {"file": path.name, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+    except OSError as error:
+        raise SpecError(f"ImageNet weights must be a readable file, but {path} is not: {error.strerror}") from error
 
 
 def imagenet_weights(spec: NetSpec, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
