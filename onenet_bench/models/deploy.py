@@ -34,6 +34,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from onenet_bench.errors import SpecError
+from onenet_bench.models import unet
 from onenet_bench.models.strips import in_strips
 from onenet_bench.models.unet import DEVIATION, MEAN, UNet
 from onenet_bench.plan import Plan, Row, check_resolution, plan, smallest
@@ -418,14 +419,9 @@ MOVES: dict[str, Callable[[Row, Tensor], Tensor]] = {
 """Rows of one input that only a deployed plan has; beside them stands ``stack``, of several."""
 
 ACTIONS: dict[str, Callable[[Row, list[Tensor]], Tensor]] = {
+    **unet.ACTIONS,
     "normalise": lambda row, x: (x[0] - MEAN) / DEVIATION,
-    "relu": lambda row, x: F.relu_(x[0]),  # what makes a ReLU's input never reads it again
-    "maxpool": lambda row, x: F.max_pool2d(x[0], row.kernel, row.stride, padding=int(row.kernel > row.stride)),
-    "unshuffle": lambda row, x: F.pixel_unshuffle(x[0], row.stride),
-    "shuffle": lambda row, x: F.pixel_shuffle(x[0], row.stride),
-    "concat": lambda row, x: torch.cat(x, dim=1),
     "stack": lambda row, x: torch.cat(x, dim=2),
-    "add": lambda row, x: x[0].add_(x[1]),
     **{op: lambda row, x, move=move: move(row, x[0]) for op, move in MOVES.items()},  # type: ignore[misc]
 }
 """Rows without weights."""
