@@ -9,7 +9,7 @@
     ├── RecipeError           a way of training that cannot work
     ├── LedgerError           a run's book that cannot be read or written
     ├── BudgetError           a budget or a lock file that cannot be read
-    └── MeasureError          a measurement that cannot be made on this machine
+    └── MeasureError          a measurement that cannot be made as asked, or not on this machine
 
 A message states the law, the value that broke it, and a way out, in one sentence.
 """
@@ -46,7 +46,7 @@ class BudgetError(OnenetBenchError, ValueError):
 
 
 class MeasureError(OnenetBenchError, ValueError):
-    """A measurement that cannot be made on this machine."""
+    """A measurement that cannot be made as asked, or not on this machine."""
 
 
 def known(what: str, name: object, names: Iterable[str]) -> str:

@@ -36,7 +36,7 @@ class Row(NamedTuple):
     """One layer. MACs count the multiply-adds of convolutions, transposed convolutions and linear layers."""
 
     name: str  # path of the module, e.g. encoder.2.channel_1.conv
-    op: str  # a key of OPS
+    op: str  # a key of OPS, or a kind that only deployed plans have (models.deploy, models.strips)
     level: str  # stem, encoder 1, …, decoder 1, classifier
     inputs: tuple[int, ...]
     c_in: int

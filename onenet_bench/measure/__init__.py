@@ -1,1 +1,1 @@
-"""What has a machine in it: counters that run the net, and modules that only exist by running."""
+"""What has a machine in it: counters and latencies of nets that run, memory, and modules that only exist by running."""

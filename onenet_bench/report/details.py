@@ -82,7 +82,7 @@ def opens(record: Record) -> bool:
 
 def _net(run: Run, record: Record, points: int) -> dict[str, Any]:
     """One net in detail. Numbers that people read are text already."""
-    assert record.spec is not None  # _opens
+    assert record.spec is not None  # it opens
     score = run.first_pair[0].name
     curve = figures.spread(range(len(record.history)), points)
     per_class = {

@@ -51,7 +51,7 @@ class Orders:
         return ENGINES[self.engine](self)
 
     def memory_mib(self) -> float | None:
-        """What one trial may take of the memory of the device; None where that is another machine's."""
+        """What one trial may take of the memory of the device; None with Ray, whose devices may be other machines'."""
         if self.engine != "local":
             return None
         workers, _ = local.plan_workers(self.workers, self.threads)

@@ -130,7 +130,7 @@ SAMPLERS: dict[str, Callable[[Search, int], BaseSampler]] = {
 
 
 def make(name: str, search: Search, number: int) -> BaseSampler:
-    """The sampler that proposes trial ``number``. Raises SpaceError for an unknown name."""
+    """The sampler that proposes trial ``number``. Raises SpaceError as ``check`` does."""
     check(name, search.space)
     return SAMPLERS[name](search, number)
 

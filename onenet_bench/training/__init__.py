@@ -1,7 +1,7 @@
 """Training a net on a task's images, and scoring it.
 
-``losses`` says what is minimised, ``metrics`` what is reported, ``augment`` what the net is shown, ``loop`` does it
-all from top to bottom; ``checkpoints`` keeps its state, ``logs`` its history.
+``losses`` says what is minimised, ``metrics`` what is reported, ``feed`` and ``augment`` what the net is shown,
+``loop`` does it all from top to bottom, ``profile`` times it; ``checkpoints`` keeps its state, ``logs`` its history.
 """
 
 from onenet_bench.training.checkpoints import Checkpointing, read_asked, read_facts, unreadable
