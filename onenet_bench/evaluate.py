@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -131,7 +131,7 @@ def _keep(net: models.UNet, images: Any, record: Record, run: Path, device: str)
     predictions, weights = f"predictions/{record.trial:04d}.npz", f"weights/{record.trial:04d}.safetensors"
     (run / "predictions").mkdir(exist_ok=True)
     np.savez_compressed(run / predictions, predictions=training.predict(net, images, device=device))
-    facts = {"task": record.task.to_dict(), "recipe": record.recipe.to_dict(), "machine": asdict(record.machine)}
+    facts = {"task": record.task.to_dict(), "recipe": record.recipe.to_dict(), "machine": record.machine.to_dict()}
     models.save_checkpoint(net, run / weights, facts)
     return {"predictions": predictions, "weights": weights}
 

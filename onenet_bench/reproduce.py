@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -181,7 +181,7 @@ def reproduce(
         header = {"schema": SCHEMA, "name": folder.resolve().name, "table": asked.table, "settings": wanted}
         call = {
             "asked": {"data": asked.data, "methods": asked.methods, "seeds": asked.seeds}, "absent": absent,
-            "command": command, "machine": asdict(Machine.here()), "provenance": provenance(),
+            "command": command, "machine": Machine.here().to_dict(), "provenance": provenance(),
         }  # fmt: skip
         book.append("resume" if events else "run", call if events else {**header, **call})
 

@@ -244,7 +244,7 @@ def place(conditions: Conditions) -> dict[str, Any]:
     packages = RUNTIMES[conditions.runtime][1]
     environment = {name: os.environ.get(name, value) for name, value in ENVIRONMENT.items()}
     return {
-        "machine": asdict(machine),
+        "machine": machine.to_dict(),
         "versions": {name: _version(name) for name in packages},
         "environment": environment,
         "code": _code(),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping
-from dataclasses import asdict
 from typing import Any
 
 from onenet_bench import __version__
@@ -358,8 +357,8 @@ def _provenance(run: Run) -> dict[str, Any]:
     made = [_table(event.get("provenance")) for event in run.begun]
     machines = [_table(head.get("machine"))]
     for record in run.records:
-        if asdict(record.machine) not in machines:
-            machines.append(asdict(record.machine))
+        if record.machine.to_dict() not in machines:
+            machines.append(record.machine.to_dict())
     return {
         "rows": [
             ("Begun", made[0].get("time") or "not recorded"),

@@ -11,7 +11,7 @@ trains what is missing.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +63,7 @@ def train(core: Core, run: Path, *, seeds: int, carry_out: Callable[[Final, Path
             final = Final(book, events, replace(core.search, trials=total), nets, chosen)
         if new:
             head = {"schema": SCHEMA, "name": f"{run.resolve().name}, final", **core.search.to_dict(), "trials": total}
-            book.append("run", {**head, **asked, "machine": asdict(Machine.here()), "provenance": provenance()})
+            book.append("run", {**head, **asked, "machine": Machine.here().to_dict(), "provenance": provenance()})
         else:
             book.append("resume", {"trials": total, **asked, "provenance": provenance()})
         try:

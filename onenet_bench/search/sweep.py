@@ -12,7 +12,7 @@ import os
 import shutil
 import sys
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -62,7 +62,7 @@ def start(
     with Ledger(folder, create=True) as book:
         header = {
             "schema": SCHEMA, "name": folder.resolve().name, **search.to_dict(), "command": command,
-            "final": final, "machine": asdict(Machine.here()), "provenance": provenance(),
+            "final": final, "machine": Machine.here().to_dict(), "provenance": provenance(),
         }  # fmt: skip
         book.append("run", header)
         _keep(shown, search.task, folder)

@@ -27,7 +27,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -416,7 +416,7 @@ Licence: that of the project, Apache-2.0.
 def _begin(question: Question, rows: Mapping[str, Row], folder: Path, command: str) -> None:
     """Write the question and the nets, or find them there."""
     asked = question.to_dict()
-    made = {"command": command, "machine": asdict(Machine.here()), "provenance": provenance()}
+    made = {"command": command, "machine": Machine.here().to_dict(), "provenance": provenance()}
     facts = {**asked, **made}
     if (folder / QUESTION).exists():
         there = _question(folder)
