@@ -191,7 +191,7 @@ def _checkout() -> tuple[str | None, bool | None]:
 
 @cache
 def _versions() -> dict[str, str | None]:
-    return {"python": platform.python_version(), **{name: _version(name) for name in _PACKAGES}}
+    return {"python": platform.python_version(), **{name: package_version(name) for name in _PACKAGES}}
 
 
 _PACKAGES = ("onenet-bench", "torch", "optuna", "numpy", "pandas", "plotly")
@@ -203,7 +203,8 @@ def _git(root: Path, *words: str) -> str:
     ).stdout
 
 
-def _version(package: str) -> str | None:
+def package_version(package: str) -> str | None:
+    """The installed version; None where it is not there."""
     try:
         return version(package)
     except PackageNotFoundError:

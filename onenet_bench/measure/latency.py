@@ -17,7 +17,6 @@ from __future__ import annotations
 import fcntl
 import functools
 import hashlib
-import importlib.metadata
 import json
 import os
 import re
@@ -38,7 +37,7 @@ from numpy.typing import NDArray
 from onenet_bench import data
 from onenet_bench.errors import MeasureError, known
 from onenet_bench.plan import check_resolution
-from onenet_bench.record import Machine
+from onenet_bench.record import Machine, package_version
 from onenet_bench.spec import NetSpec
 
 RUNTIMES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
@@ -91,7 +90,7 @@ class Conditions:
         if self.device.partition(":")[0] not in devices:
             raise MeasureError(f"{self.runtime} is run on {' or '.join(devices)} here, but got {self.device}; "
                                "use the runtime torch")  # fmt: skip
-        if lacking := [name for name in packages if _version(name) is None]:
+        if lacking := [name for name in packages if package_version(name) is None]:
             raise MeasureError(f"the runtime {self.runtime} needs the package {lacking[0]}, which is not here; install "
                                "onenet-bench[export], or use the runtime torch")  # fmt: skip
         for name in ("resolution", "batch", "threads"):
@@ -245,17 +244,10 @@ def place(conditions: Conditions) -> dict[str, Any]:
     environment = {name: os.environ.get(name, value) for name, value in ENVIRONMENT.items()}
     return {
         "machine": machine.to_dict(),
-        "versions": {name: _version(name) for name in packages},
+        "versions": {name: package_version(name) for name in packages},
         "environment": environment,
         "code": _code(),
     }
-
-
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 @functools.cache

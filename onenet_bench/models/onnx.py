@@ -6,7 +6,7 @@ import logging
 import tempfile
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from torch import nn
 
 from onenet_bench.errors import OnenetBenchError
 from onenet_bench.files import whole
+from onenet_bench.record import package_version
 
 OPSET = 20
 """Torch's own default, which onnxruntime reads from 1.17 on."""
@@ -130,13 +131,8 @@ class OnnxNet(nn.Module):
 
 def versions() -> Mapping[str, str]:
     """Of the packages that write and check the files."""
-    from importlib.metadata import PackageNotFoundError, version
-
-    found = {}
-    for name in ("torch", *PACKAGES):
-        with suppress(PackageNotFoundError):  # torch.export needs none of them
-            found[name] = version(name)
-    return found
+    found = {name: package_version(name) for name in ("torch", *PACKAGES)}
+    return {name: version for name, version in found.items() if version}  # torch.export needs none of the extra's
 
 
 @contextmanager

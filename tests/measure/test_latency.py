@@ -83,7 +83,7 @@ OTHERWISE: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
     "machine": lambda patch: patch.setattr(
         Machine, "here", staticmethod(lambda: Machine(system="s", cpu="another", cores=64, memory_gib=1.0))
     ),
-    "version": lambda patch: patch.setattr(latency, "_version", lambda package: "9.9"),
+    "version": lambda patch: patch.setattr(latency, "package_version", lambda package: "9.9"),
     "environment": lambda patch: patch.setenv("GLIBC_TUNABLES", "glibc.malloc.arena_max=1"),
     "code": lambda patch: patch.setattr(latency, "_code", lambda: "0123456789abcdef"),
 }
@@ -324,7 +324,7 @@ def test_an_error_of_the_runtime_is_handed_over(tmp_path: Path) -> None:
 
 
 def test_a_runtime_that_is_not_installed_names_the_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(latency, "_version", lambda package: None if package == "onnxruntime" else "1")
+    monkeypatch.setattr(latency, "package_version", lambda package: None if package == "onnxruntime" else "1")
     with pytest.raises(MeasureError, match=r"needs the package onnxruntime.*install onenet-bench\[export\]"):
         Conditions()
     Conditions(runtime="torch")
