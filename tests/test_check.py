@@ -582,6 +582,25 @@ class Makers:
     }
 
 
+def test_what_a_copy_of_a_submodule_computes_is_counted_to_the_module_around_it(module: Any) -> None:
+    path = module(
+        """
+import copy
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU())
+        self.b = nn.Conv2d(4, 3, 1)
+    def forward(self, x):
+        return self.b(copy.deepcopy(self.a)(x))
+""",
+        function="Net",
+    )
+    checking.check(path, update=True)
+    (layers,) = budget.read_lock(budget.lock_path(path)).values()
+    assert layers == {"(root)": Layer(0, 12 * 256), "a.0": Layer(16, 0), "b": Layer(15, 12 * 256)}
+
+
 def test_a_compiled_module_is_counted_without_compiling_it(module: Any) -> None:
     path = module("def make(): return torch.compile(nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU()))")
     checking.check(path, update=True)

@@ -164,9 +164,12 @@ def _count(net: nn.Module, shape: tuple[int, ...], device: str) -> Counted:
     counter, uncounted = FlopCounterMode(display=False), _Uncounted()
 
     def enter(module: nn.Module, inputs: Any) -> None:
-        calls.append((counter.get_total_flops(), []))
+        if id(module) in paths:  # not a copy, which carries the hooks too: its MACs are those of the module around it
+            calls.append((counter.get_total_flops(), []))
 
     def leave(module: nn.Module, inputs: Any, output: Any) -> None:
+        if id(module) not in paths:
+            return
         before, inner = calls.pop()
         spent = counter.get_total_flops() - before
         macs[paths[id(module)]] += (spent - sum(inner)) // 2  # two FLOPs per multiply-add
