@@ -738,6 +738,16 @@ def test_a_module_that_does_not_exist_is_one_sentence(tmp_path: Path, run: Any) 
     one_sentence(run(path), "must be importable", "No module named 'no_such'")
 
 
+@pytest.mark.parametrize("net", ["zoo1:", ":make", ":", "zoo1:make.", ".zoo1:make"])
+def test_a_net_without_a_module_or_a_function_is_one_sentence(tmp_path: Path, run: Any, net: str) -> None:
+    path = tmp_path / "budgets.toml"
+    path.write_text(f'[[net]]\nnet = "{net}"\ninput = [3, 8, 8]\n')
+    (tmp_path / "zoo1.py").touch()
+    one_sentence(
+        run(path), f"of the zoo, the path of a spec.toml, or package.module:function, but got {net!r}\n", "'net' is"
+    )
+
+
 def test_foreign_code_leaves_the_output_and_the_path_alone(module: Any, run: Any) -> None:
     path = module("print('loading')\ndef make():\n    print('building')\n    return nn.Conv2d(3, 3, 1)")
     before = list(sys.path)

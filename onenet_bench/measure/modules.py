@@ -19,7 +19,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
-from onenet_bench.budget import Counted, Layer, total
+from onenet_bench.budget import KEYS, Counted, Layer, total
 from onenet_bench.errors import BudgetError
 
 ROOT = "(root)"
@@ -86,6 +86,8 @@ def _imports_from(folder: Path) -> Iterator[None]:
 
 def _import(target: str) -> Callable[..., object]:
     module_name, _, path = target.partition(":")
+    if not all((*module_name.split("."), *path.split("."))):
+        raise BudgetError(f"'net' is {KEYS['net']}, but got {target!r}")
     try:
         found: Any = importlib.import_module(module_name)
     except (Exception, SystemExit) as error:
