@@ -748,6 +748,16 @@ def test_a_net_without_a_module_or_a_function_is_one_sentence(tmp_path: Path, ru
     )
 
 
+@pytest.mark.parametrize(("name", "file"), [("numbers", "numbers.py"), ("sys", "sys.py"), ("json", "json/__init__.py")])
+def test_a_module_whose_name_is_taken_is_one_sentence(tmp_path: Path, run: Any, name: str, file: str) -> None:
+    path = tmp_path / "budgets.toml"
+    path.write_text(f'[[net]]\nnet = "{name}:make"\ninput = [3, 8, 8]\n')
+    one_sentence(run(path), f"{name} must hold make")
+    (tmp_path / file).parent.mkdir(exist_ok=True)
+    (tmp_path / file).write_text("from torch import nn\ndef make(): return nn.Conv2d(3, 3, 1)")
+    one_sentence(run(path), f"but {name} is loaded already (", f"in place of {tmp_path / file}; give that another name")
+
+
 def test_foreign_code_leaves_the_output_and_the_path_alone(module: Any, run: Any) -> None:
     path = module("print('loading')\ndef make():\n    print('building')\n    return nn.Conv2d(3, 3, 1)")
     before = list(sys.path)

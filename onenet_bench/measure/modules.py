@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import importlib
+import importlib.machinery
 import re
 import sys
 import warnings
@@ -41,13 +41,13 @@ NO_PRODUCTS = re.compile("upsample|reorder|flatten|check_errors")
 def count_module(target: str, shape: tuple[int, ...], args: Mapping[str, Any], folder: Path) -> Counted:
     """Count the module that ``package.module:function`` returns, for one input of ``shape`` (without the batch).
 
-    Imports look into ``folder`` first. The module is put into evaluation mode and runs once, without gradients, on
-    a batch of one of zeros. ``costs`` holds ``parameters`` and ``macs``; the layers are submodules by their path,
-    each with what its children do not account for. Raises BudgetError where the function cannot be imported, raises,
-    returns something else, or returns a module that cannot run on the shape.
+    Imports look into ``folder`` first; a name that is taken already is refused. The module is put into evaluation mode
+    and runs once, without gradients, on a batch of one of zeros. ``costs`` holds ``parameters`` and ``macs``; the
+    layers are submodules by their path, each with what its children do not account for. Raises BudgetError where the
+    function cannot be imported, raises, returns something else, or returns a module that cannot run on the shape.
     """
     with _imports_from(folder), contextlib.redirect_stdout(sys.stderr):  # stdout is the report's
-        function = _import(target)
+        function = _import(target, folder)
         failures: list[BudgetError] = []
         for built_on, run_on in DEVICES:
             doing = "calling it"
@@ -84,12 +84,17 @@ def _imports_from(folder: Path) -> Iterator[None]:
             sys.path.remove(entry)
 
 
-def _import(target: str) -> Callable[..., object]:
+def _import(target: str, folder: Path) -> Callable[..., object]:
     module_name, _, path = target.partition(":")
     if not all((*module_name.split("."), *path.split("."))):
         raise BudgetError(f"'net' is {KEYS['net']}, but got {target!r}")
+    top = module_name.split(".")[0]
     try:
+        importlib.import_module(top)
+        _refuse_namesake(top, folder)
         found: Any = importlib.import_module(module_name)
+    except BudgetError:
+        raise
     except (Exception, SystemExit) as error:
         raise BudgetError(
             f"{module_name} must be importable, but importing it raised {_sentence(error)}; install it, or "
@@ -105,6 +110,18 @@ def _import(target: str) -> Callable[..., object]:
             "write a function around it"
         )
     return found  # type: ignore[no-any-return]
+
+
+def _refuse_namesake(name: str, folder: Path) -> None:
+    """Raise BudgetError where ``name`` is a file in ``folder``, but Python took another one: names that are loaded
+    already are not looked for."""
+    beside = importlib.machinery.PathFinder.find_spec(name, [str(folder.resolve())])
+    taken = getattr(sys.modules[name], "__spec__", None)
+    if beside and beside.origin and taken and Path(taken.origin or "").resolve() != Path(beside.origin).resolve():
+        raise BudgetError(
+            f"a module beside the budgets file has a name of its own, but {name} is loaded already ({taken.origin}), "
+            f"in place of {beside.origin}; give that another name"
+        )
 
 
 def _tensors(net: nn.Module) -> Iterator[Tensor]:
