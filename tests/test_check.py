@@ -768,6 +768,18 @@ def test_foreign_code_leaves_the_output_and_the_path_alone(module: Any, run: Any
     assert sys.path == before
 
 
+def test_foreign_code_that_changes_the_folder_leaves_the_files_where_they_are_asked_for(
+    module: Any, run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = module("import os\nos.chdir(os.path.dirname(__file__))\ndef make(): return nn.Conv2d(3, 3, 1)")
+    (tmp_path / tmp_path.name).mkdir()
+    monkeypatch.chdir(tmp_path.parent)
+    assert run(Path(tmp_path.name) / path.name, "--update", "--out", f"{tmp_path.name}.txt")[0] == 0
+    assert (tmp_path / "budgets.lock").exists()
+    assert tmp_path.with_suffix(".txt").exists()
+    assert not list(tmp_path.glob("*/*"))
+
+
 # Renderers ----------------------------------------------------------------------------------------------
 
 

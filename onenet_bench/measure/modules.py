@@ -46,8 +46,12 @@ def count_module(target: str, shape: tuple[int, ...], args: Mapping[str, Any], f
     layers are submodules by their path, each with what its children do not account for. Raises BudgetError where the
     function cannot be imported, raises, returns something else, or returns a module that cannot run on the shape.
     """
-    with _imports_from(folder), contextlib.redirect_stdout(sys.stderr):  # stdout is the report's
-        function = _import(target, folder)
+    with (
+        _imports_from(folder),
+        contextlib.chdir("."),  # foreign code may change the folder: relative paths are seen from this one
+        contextlib.redirect_stdout(sys.stderr),  # stdout is the report's
+    ):
+        function = _import(target, folder.resolve())
         failures: list[BudgetError] = []
         for built_on, run_on in DEVICES:
             doing = "calling it"
@@ -115,7 +119,7 @@ def _import(target: str, folder: Path) -> Callable[..., object]:
 def _refuse_namesake(name: str, folder: Path) -> None:
     """Raise BudgetError where ``name`` is a file in ``folder``, but Python took another one: names that are loaded
     already are not looked for."""
-    beside = importlib.machinery.PathFinder.find_spec(name, [str(folder.resolve())])
+    beside = importlib.machinery.PathFinder.find_spec(name, [str(folder)])
     taken = getattr(sys.modules[name], "__spec__", None)
     if beside and beside.origin and taken and Path(taken.origin or "").resolve() != Path(beside.origin).resolve():
         raise BudgetError(
