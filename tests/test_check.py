@@ -628,6 +628,55 @@ def test_a_module_that_is_scripted_whole_is_counted(module: Any) -> None:
     assert layers == {"(root)": Layer(0, 12 * 256), "0": Layer(16, 0)}
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("made", ["{}", "torch.jit.script({})", "torch.jit.trace({}, torch.zeros(1, 16, 16))"])
+def test_the_weights_of_a_quantised_module_are_its_parameters(module: Any, run: Any, made: str) -> None:
+    quantised = "torch.ao.quantization.quantize_dynamic(Net(), {nn.Linear, nn.LSTM}, torch.qint8)"
+    path = module(
+        f"""
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.rnn = nn.LSTM(16, 4, batch_first=True)
+        self.out = nn.Linear(4, 8)
+    def forward(self, x):
+        return self.out(self.rnn(x)[0])
+def make():
+    return {made.format(quantised)}
+""",
+        "budget = ['parameters <= 391']",
+    )
+    edit(path, "[3, 16, 16]", "[16, 16]")
+    code, out, _ = run(path, "--update")
+    assert (code, "OVER      parameters          392 > 391" in out) == (1, True)
+    (layers,) = budget.read_lock(budget.lock_path(path)).values()
+    assert layers == {
+        "rnn._all_weight_values.0": Layer(4 * 4 * (16 + 4 + 2), 0),
+        "out._packed_params": Layer(4 * 8 + 8, 0),
+    }
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize(
+    ("made", "words"),
+    [
+        ("torch.jit.freeze(torch.jit.script(net.eval()))", ("of 1 are constants", "before it is frozen")),
+        ("Held(net)", ("of 1 in held cannot be seen", "nnapi")),
+    ],
+)
+def test_weights_that_cannot_be_seen_are_one_sentence(module: Any, run: Any, made: str, words: tuple[str, ...]) -> None:
+    path = module(f"""
+class Held(nn.Sequential):
+    def __init__(self, net):
+        super().__init__(net)
+        self.held = torch.classes._nnapi.Compilation()
+def make():
+    net = nn.Conv2d(3, 3, 1)
+    return nn.Sequential(nn.ReLU(), {made})
+""")
+    one_sentence(run(path, "--update"), "parameters are counted, but those", *words)
+
+
 COND = """
 class Net(nn.Module):
     def __init__(self):

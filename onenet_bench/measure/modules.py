@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import ScriptObject, Tensor, nn
 from torch.jit._script import RecursiveScriptModule
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -180,6 +180,36 @@ def _unfused() -> Iterator[None]:
             yield
 
 
+def _packed(module: nn.Module, path: str) -> Iterator[Tensor]:
+    """The weights that a quantised module packs. Raises BudgetError where weights cannot be seen."""
+    held = vars(module)
+    if isinstance(module, RecursiveScriptModule):
+        if not module._c.hasattr("training"):
+            raise BudgetError(
+                f"parameters are counted, but those of {path} are constants since torch.jit.freeze; "
+                "count the module before it is frozen"
+            )
+        held = {name: getattr(module, name) for name in module._concrete_type.get_attributes()}
+    for name, value in held.items():
+        if isinstance(value, ScriptObject):
+            if not value._has_method("__getstate__"):  # type: ignore[attr-defined]
+                raise BudgetError(
+                    f"parameters are counted, but those of {path} in {name} cannot be seen ({value._type()}); "
+                    "count the module without it"
+                )
+            yield from _unpacked(value)
+
+
+def _unpacked(held: object) -> Iterator[Tensor]:
+    if isinstance(held, Tensor):
+        yield held
+    elif isinstance(held, ScriptObject):
+        yield from _unpacked(held.unpack() if hasattr(held, "unpack") else held.__getstate__())
+    elif isinstance(held, list | tuple):
+        for part in held:
+            yield from _unpacked(part)
+
+
 def _count(net: nn.Module, shape: tuple[int, ...], device: str) -> Counted:
     paths = {id(module): path or ROOT for path, module in net.named_modules()}
     macs = dict.fromkeys(paths.values(), 0)
@@ -213,11 +243,12 @@ def _count(net: nn.Module, shape: tuple[int, ...], device: str) -> Counted:
         leave(net, image, net(image))
 
     layers: dict[str, Layer] = {}
-    known: set[int] = set()
+    known: dict[int, Tensor] = {}
     for path, module in net.named_modules():  # after the run: lazy modules have their weights now
-        own = {id(p): p.numel() for p in module.parameters(recurse=False) if id(p) not in known}
+        weights = (*module.parameters(recurse=False), *_packed(module, path or ROOT))
+        own = {id(weight): weight for weight in weights if id(weight) not in known}
         known.update(own)
-        layer = Layer(sum(own.values()), macs.get(path or ROOT, 0))
+        layer = Layer(sum(weight.numel() for weight in own.values()), macs.get(path or ROOT, 0))
         if any(layer):
             layers[path or ROOT] = layer
     return Counted(costs=total(layers)._asdict(), layers=layers, uncounted=tuple(sorted(uncounted.names)))
