@@ -181,6 +181,10 @@ def _changes(finding: Finding) -> Iterator[str]:
         yield f"… and {len(finding.changes) - CHANGES_SHOWN} more layers (--format json names them all)"
 
 
+def _left_out(facts: CheckFacts, net: str) -> str:
+    return f"macs leave out: {', '.join(facts.uncounted[net])}"
+
+
 def _by_net(facts: CheckFacts) -> dict[str, list[Finding]]:
     nets: dict[str, list[Finding]] = {}
     for finding in facts.findings:
@@ -199,7 +203,7 @@ def _table(facts: CheckFacts) -> str:
             lines.append(f"  {verdict:{verdicts}}  {finding.cost:{names}}  {_outcome(finding)}")
             lines += [f"  {'':{verdicts}}    {change}" for change in _changes(finding)]
         if net in facts.uncounted:
-            lines.append(f"  {'':{verdicts}}  macs leave out: {', '.join(facts.uncounted[net])}")
+            lines.append(f"  {'':{verdicts}}  {_left_out(facts, net)}")
     return "\n".join([*lines, "", summary(facts)])
 
 
@@ -235,7 +239,8 @@ def _code(text: str) -> str:
 
 
 def _junit(facts: CheckFacts) -> str:
-    """JUnit XML: one suite, one test case per net and limit; the layers that differ in its failure."""
+    """JUnit XML: one suite, one test case per net and limit; the layers that differ in its failure, and
+    beside MACs what they leave out."""
     suite = ElementTree.Element(
         "testsuite", name="onenet-bench check", tests=str(len(facts.findings)), failures=str(len(facts.broken)),
         errors="0", skipped="0",
@@ -247,6 +252,8 @@ def _junit(facts: CheckFacts) -> str:
             message = f"{finding.verdict}: {finding.cost} {_outcome(finding)}"
             failure = ElementTree.SubElement(case, "failure", message=message, type=str(finding.verdict))
             failure.text = "\n".join([message, *map(str, finding.changes)])
+        if finding.cost == "macs" and finding.net in facts.uncounted:
+            ElementTree.SubElement(case, "system-out").text = _left_out(facts, finding.net)
     suites = ElementTree.Element("testsuites")
     suites.append(suite)
     ElementTree.indent(suites)

@@ -708,6 +708,11 @@ class Net(nn.Module):
     assert re.search(r"macs leave out: aten::_fft_r2c, aten::mv$", out, re.MULTILINE)
     assert set(json.loads(run(path, "--format", "json")[1])["uncounted"].popitem()[1]) == {"aten::_fft_r2c", "aten::mv"}
     assert "`aten::mv`" in run(path, "--format", "markdown")[1]
+    cases = ElementTree.fromstring(run(path, "--format", "junit")[1].strip()).iter("testcase")
+    assert {case.get("name"): case.findtext("system-out") for case in cases} == {
+        "parameters as locked": None,
+        "macs as locked": "macs leave out: aten::_fft_r2c, aten::mv",
+    }
 
 
 @pytest.mark.parametrize(
