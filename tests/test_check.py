@@ -786,6 +786,35 @@ def test_a_module_that_cannot_be_counted_is_one_sentence(
     assert not budget.lock_path(path).exists()
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize(
+    "computed",
+    [
+        "flex_attention(x, x, x)",
+        "scan(lambda c, y: (self.a(c) + y, self.a(y)), x[0, 0], x[0])[1]",
+        "while_loop(lambda i, y: i < 3, lambda i, y: (i + 1, self.a(y)), (torch.tensor(0), x))",
+        "self.a(torch.nested.nested_tensor([x[0, 0], x[0, 1, :4]], layout=torch.jagged))",
+    ],
+    ids=["flex_attention", "scan", "while_loop", "nested"],
+)
+def test_operators_that_run_only_uncounted_are_one_sentence(module: Any, run: Any, computed: str) -> None:
+    path = module(
+        f"""
+from torch._higher_order_ops.scan import scan
+from torch._higher_order_ops.while_loop import while_loop
+from torch.nn.attention.flex_attention import flex_attention
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a = nn.Linear(16, 16)
+    def forward(self, x):
+        return {computed}
+""",
+        function="Net",
+    )
+    one_sentence(run(path), "not supported by the counting: count a net that has plain operators in their place")
+
+
 def test_a_module_that_does_not_exist_is_one_sentence(tmp_path: Path, run: Any) -> None:
     path = tmp_path / "budgets.toml"
     path.write_text('[[net]]\nnet = "no_such.package:make"\ninput = [3, 8, 8]\n')

@@ -37,6 +37,14 @@ PRODUCTS = re.compile(
 NO_PRODUCTS = re.compile("upsample|reorder|flatten|check_errors")
 """… In those of operators that are named alike, but interpolate, lay weights out or look at errors."""
 
+UNCOUNTABLE = re.compile("higher_order|HigherOrderOperator|__torch_dispatch__|NestedTensor")
+"""In what torch raises where an operator runs, but not while it is counted."""
+
+UNCOUNTABLE_WAY_OUT = (
+    "; operators that take functions, such as scan and flex_attention, and nested tensors are not supported by the "
+    "counting: count a net that has plain operators in their place"
+)
+
 
 def count_module(target: str, shape: tuple[int, ...], args: Mapping[str, Any], folder: Path) -> Counted:
     """Count the module that ``package.module:function`` returns, for one input of ``shape`` (without the batch).
@@ -67,7 +75,10 @@ def count_module(target: str, shape: tuple[int, ...], args: Mapping[str, Any], f
             except BudgetError:
                 raise
             except (Exception, SystemExit) as error:  # noqa: BLE001  (foreign code may raise anything)
-                failure = BudgetError(f"{target} must give a module that runs, but {doing} raised {_sentence(error)}")
+                way_out = UNCOUNTABLE_WAY_OUT if UNCOUNTABLE.search(str(error)) else ""
+                failure = BudgetError(
+                    f"{target} must give a module that runs, but {doing} raised {_sentence(error)}{way_out}"
+                )
                 failure.__cause__ = error
                 failures.append(failure)
         raise failures[-1]
