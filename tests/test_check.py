@@ -389,6 +389,7 @@ ENTRY = 'net = "onenet_e_4"\nresolution = 256\n'
         (f"[[net]]\n{ENTRY}[[net]]\n{ENTRY}", ("net 2", "twice")),
         ('[[net]]\nnet = "resnet1000"\nresolution = 256\n', ("unknown net 'resnet1000'", "onenet_e_4")),
         ('[[net]]\nnet = "none.toml"\nresolution = 256\n', ("none.toml", "No such file")),
+        ('[[net]]\nnet = "a\\u0000.toml"\nresolution = 256\n', ("must be readable TOML", "null byte")),
     ],
 )
 def test_a_bad_budgets_file_is_one_sentence(tmp_path: Path, run: Any, text: str, words: tuple[str, ...]) -> None:
