@@ -166,6 +166,34 @@ def test_what_the_system_refuses_is_one_sentence(
     assert said == "onenet-bench: a file or folder must be usable, but /home/someone/run is not: Permission denied\n"
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="the system has no full device")
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("words", [["--version"], ["profile", "unet_4"]])
+def test_output_that_cannot_be_written_is_one_sentence(words: list[str], unbuffered: str) -> None:
+    environment = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [*COMMAND, *words], env=environment, stdout=full, stderr=subprocess.PIPE, text=True, check=False
+        )
+    assert done.returncode == 2, done.stderr
+    assert done.stderr == (
+        "onenet-bench: what is written must find room, but standard output or a file has none: "
+        "No space left on device; make room, or write elsewhere\n"
+    )
+
+
+def test_a_reader_that_leaves_is_no_error() -> None:
+    with subprocess.Popen(
+        [*COMMAND, "--version"], env={**os.environ, "PYTHONUNBUFFERED": ""}, stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE, text=True,
+    ) as command:  # fmt: skip
+        assert command.stdout is not None
+        command.stdout.close()
+        assert command.stderr is not None
+        assert command.stderr.read() == ""
+    assert command.returncode == 0
+
+
 def test_a_training_or_an_export_without_room_ends_in_one_sentence(tmp_path: Path) -> None:
     words = ["onenet_e_4", "--resolution", "32", "--out", "/proc"]
     for command in (["train", *words, "--steps", "1"], ["export", *words]):
