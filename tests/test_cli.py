@@ -18,6 +18,7 @@ import pytest
 
 from onenet_bench import __version__, cli, costs, ledger, space, zoo
 from onenet_bench.cli.options import open_task, print_json
+from onenet_bench.data import SOURCES
 
 COMMAND = [sys.executable, "-m", "onenet_bench"]
 QUICK = ["--resolution", "32", "--epochs", "1", "--space", "encoder_decoder", "--sampler", "random"]
@@ -47,6 +48,12 @@ def test_the_version_is_the_packages() -> None:
 
 def test_spaces_are_listed_with_their_size() -> None:
     assert {"hybrid": 10368, "spatial_kernel": 150}.items() <= {s["name"]: s["size"] for s in answer("spaces")}.items()
+
+
+def test_kinds_of_data_are_listed_as_they_are_written() -> None:
+    written = [row["written"].partition(":")[0].partition("[")[0] for row in answer("data", "kinds")]
+    assert written == list(SOURCES)
+    assert "folder:PATH" in call("data", "kinds").stdout
 
 
 WRONG = {

@@ -11,11 +11,25 @@ import typer
 from onenet_bench.cli.options import Json, Seed, app, opened, print_json
 
 data_app = typer.Typer(
-    help="Check and convert published data sets: voc, pets-full, pets-small, msd-heart, msd-brain, msd-lung.",
+    help="List the kinds of data; check and convert published sets.",
     no_args_is_help=True,
     rich_markup_mode=None,
 )
 app.add_typer(data_app, name="data")
+
+
+@data_app.command("kinds")
+def data_kinds(json_: Json = False) -> None:
+    """List the kinds of data that --data takes, and how each is written."""
+    from onenet_bench.data import SOURCES
+
+    rows = [source.summary.split("  ", 1) for source in SOURCES.values()]
+    if json_:
+        print_json([{"written": written, "what": what} for written, what in rows])
+        return
+    width = max(len(written) for written, _ in rows)
+    for written, what in rows:
+        print(f"{written:{width}}  {what}")
 
 
 @data_app.command("verify")
