@@ -27,7 +27,7 @@ from onenet_bench import ledger
 from onenet_bench.costs import by_level
 from onenet_bench.errors import LedgerError, OnenetBenchError
 from onenet_bench.ledger import Ledger
-from onenet_bench.palette import BACKGROUND, IGNORED, palette
+from onenet_bench.palette import BACKGROUND, IGNORED, lab, palette
 from onenet_bench.plan import plan
 from onenet_bench.record import Status
 from onenet_bench.report import build_page, details, page, write_report
@@ -490,6 +490,10 @@ def test_classes_have_colours_of_their_own(classes: int) -> None:
     colours = palette(classes, background=0)
     assert len(set(colours)) == classes
     assert all(0 <= channel <= 255 for colour in colours for channel in colour)
+    np.testing.assert_allclose(lab(np.array([255, 0, 0])), [53.24, 80.09, 67.20], atol=0.03)
+    places = lab(np.array([IGNORED, *colours]))  # (classes + 1, 3)
+    apart = np.linalg.norm(places[:, None] - places, axis=-1) + 1000 * np.eye(len(places))
+    assert apart.min() > (12 if classes == 255 else 26)
 
 
 def test_reading_runs_never_loads_torch() -> None:
