@@ -25,7 +25,7 @@ import numpy.typing as npt
 from onenet_bench.errors import SpaceError, known
 from onenet_bench.pareto import Objective, non_dominated
 from onenet_bench.recipe import Recipe
-from onenet_bench.record import Costs
+from onenet_bench.record import SCORES, Costs
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.intp]
@@ -240,10 +240,13 @@ class Halving:
         if not rows:
             return "nobody is stopped: no epoch before the last was reported"
         row = [row for row in rows if not row["passed"]][-1]
-        said = [f"{name} is {'not defined' if (tau := row[name]) is None else format(tau, '.2f')}"
-                for name in ("kendall", "like_cost")]  # fmt: skip
-        return (f"nobody is stopped: at epoch {row['epoch']}, {' and '.join(said)} for {row['score']}, where one is "
-                f"needed that is surely above {AGREEMENT}")  # fmt: skip
+        bounds = (row["kendall_bound"], row["like_cost_bound"])
+        over_all, like_cost = ("not defined" if bound is None else f"≥ {bound:.2f}" for bound in bounds)
+        title = SCORES[row["score"]].title
+        return (
+            f"nobody is stopped: at epoch {row['epoch']} Kendall's τ for {title} is {over_all}, and {like_cost} among "
+            f"nets of like cost, where ≥ {AGREEMENT} is asked of both"
+        )
 
 
 def length(recipe: Recipe, progress: Mapping[str, Any]) -> tuple[int, int]:

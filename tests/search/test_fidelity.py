@@ -282,8 +282,8 @@ def test_what_only_tells_nets_of_like_cost_apart_is_not_trusted() -> None:
     assert all(row["like_cost"] == 1 and row["kendall"] < 0 for row in found["rungs"])
     assert found["first"] is None
     assert found["reason"] == (
-        "nobody is stopped: at epoch 9, kendall is -0.50 and like_cost is 1.00 for miou, where one is needed that is "
-        "surely above 0.6"
+        "nobody is stopped: at epoch 9 Kendall's τ for mIoU is ≥ -0.50, and ≥ 1.00 among nets of like cost, where ≥ 0.6 "
+        "is asked of both"
     )
 
 
@@ -295,7 +295,7 @@ def test_the_reason_names_a_score_that_is_not_trusted() -> None:
             halving.reach(trial, {"epoch": epoch, "miou": -late(trial), "ce": 1 - late(trial)})
     found = halving.audit({trial: {"miou": late(trial), "ce": 1 - late(trial)} for trial in range(AUDITED)})
     assert [row["passed"] for row in found["rungs"][-2:]] == [False, True]
-    assert "kendall is -1.00 and like_cost is -1.00 for miou," in found["reason"]
+    assert "Kendall's τ for mIoU is ≥ -1.00, and ≥ -1.00 among nets" in found["reason"]
 
 
 @pytest.mark.parametrize(
