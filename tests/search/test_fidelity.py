@@ -282,8 +282,8 @@ def test_what_only_tells_nets_of_like_cost_apart_is_not_trusted() -> None:
     assert all(row["like_cost"] == 1 and row["kendall"] < 0 for row in found["rungs"])
     assert found["first"] is None
     assert found["reason"] == (
-        "nobody is stopped: at epoch 9 Kendall's τ for mIoU is ≥ -0.50, and ≥ 1.00 among nets of like cost, where ≥ 0.6 "
-        "is asked of both"
+        "nobody is stopped: at epoch 9 Kendall's τ for mIoU is ≥ -0.50, and ≥ 1.00 among nets of like cost, where "
+        "≥ 0.6 is asked of both"
     )
 
 
