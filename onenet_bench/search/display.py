@@ -116,12 +116,19 @@ class Display:
         return Group(self._bar, summary, running, self._best)
 
     def _front(self) -> Table:
-        table = Table(title="the front so far", title_justify="left", box=None, padding=(0, 2))
-        for o in self._core.search.objectives:
+        objectives = self._core.search.objectives
+        known, title = ledger.frame(self._core.records), "the front so far"
+        if isinstance(self._core, Final):
+            complete = known[known["status"] == "complete"]
+            means = {o.name: (o.name, "mean") for o in objectives}
+            known = complete.groupby("digest", as_index=False).agg(label=("label", "first"), **means)
+            title = "the front of means so far"
+        table = Table(title=title, title_justify="left", box=None, padding=(0, 2))
+        for o in objectives:
             table.add_column(o.name, justify="right")
         table.add_column("net")
-        best = pareto.front(ledger.frame(self._core.records), self._core.search.objectives)
+        best = pareto.front(known, objectives)
         for _, row in best.head(12).iterrows():
-            values = [show(o.name, row[o.name]) for o in self._core.search.objectives]
+            values = [show(o.name, row[o.name]) for o in objectives]
             table.add_row(*values, str(row["label"]))
         return table

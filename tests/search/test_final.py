@@ -25,6 +25,7 @@ from onenet_bench.report.tables import read_run
 from onenet_bench.search import final, sweep
 from onenet_bench.search.baselines import baselines
 from onenet_bench.search.core import Core, Search
+from onenet_bench.search.display import Display
 from onenet_bench.search.engines import Orders
 from onenet_bench.search.trial import Ended, Event
 
@@ -96,6 +97,23 @@ def test_the_front_and_the_baselines_are_trained_with_seeds_that_the_search_has_
     facts = final_facts(read_run(tmp_path / "run"))
     assert facts is not None
     assert facts.ended
+
+
+def test_the_front_shown_meanwhile_is_of_nets_and_not_of_their_seeds(tmp_path: Path) -> None:
+    seen: list[Core | final.Final] = []
+
+    def engine(core: Core | final.Final, folder: Path, *, heard: Callable[[Event], None]) -> None:
+        seen.append(core)
+        pretend()(core, folder, heard=heard)
+
+    sweep.start(search(), tmp_path / "run", engine, command="test", final=3)
+    trained = [r for r in seen[-1].records if r.spec]
+    means = {
+        r.spec.label(): np.mean([o.scores["miou"] for o in trained if o.spec == r.spec]) for r in trained if r.spec
+    }
+    scores, _, labels = (list(column.cells) for column in Display(seen[-1])._front().columns)
+    assert len(set(labels)) == len(labels) > 1
+    assert scores == [f"{means[str(label)]:.3f}" for label in labels]
 
 
 def test_without_final_nothing_is_trained_anew(tmp_path: Path) -> None:
