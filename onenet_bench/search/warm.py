@@ -5,12 +5,15 @@ The Records travel in the new run's header, so that a resumed search knows them 
 
 from __future__ import annotations
 
+import sys
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from onenet_bench import ledger
-from onenet_bench.errors import SpaceError
+from onenet_bench.errors import MeasureError, SpaceError
+from onenet_bench.measure.latency import Conditions, latency_ms
 from onenet_bench.record import Record, Status
 from onenet_bench.search.core import Search
 from onenet_bench.task import Task
@@ -19,8 +22,9 @@ from onenet_bench.task import Task
 def earlier(run: Path, search: Search) -> tuple[Record, ...]:
     """The Records of the nets that ``run`` has trained, for ``search``: without histories and pictures.
 
-    Raises SpaceError where the run trained other nets, on other data or in another way; its budget and objectives
-    may differ. Raises LedgerError where there is no run.
+    Where latency is an objective, that of each net is measured here under the conditions of ``search``, unless it was
+    before. Raises SpaceError where the run trained other nets, on other data or in another way; its budget and
+    objectives may differ. Raises LedgerError where there is no run.
     """
     if search.sampler != "frontier":
         raise SpaceError(f"a warm start needs the sampler frontier, but got {search.sampler}; choose frontier")
@@ -34,11 +38,26 @@ def earlier(run: Path, search: Search) -> tuple[Record, ...]:
                 f"a warm start needs a run over the same space, task and recipe, but the {what} of {run} is another; "
                 f"choose another run, or search as it did"
             )
-    return tuple(
+    known = [
         replace(record, history=(), per_class={}, artifacts={})
         for record in found
         if record.status is not Status.REJECTED
-    )
+    ]
+    if search.latency is not None and any(o.name == "latency_ms" for o in search.objectives):
+        print(f"timing the nets of {run}", file=sys.stderr)
+        known = [_timed(record, search.latency) for record in known]
+    return tuple(known)
+
+
+def _timed(record: Record, conditions: Conditions) -> Record:
+    """``record`` with the latency of its net here; None where it cannot be timed, or was not trained to the end."""
+    if record.spec is None or record.costs is None:
+        return record
+    latency = None
+    if record.status is Status.COMPLETE:
+        with suppress(MeasureError):
+            latency = latency_ms(record.spec, conditions)
+    return replace(record, costs=replace(record.costs, latency_ms=latency))
 
 
 def _asked(header: dict[str, Any]) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from onenet_bench.errors import MeasureError
 from onenet_bench.measure import latency
 from onenet_bench.measure.latency import Conditions
 from onenet_bench.record import Record, Status
-from onenet_bench.search import final, frontier, samplers
+from onenet_bench.search import final, frontier, samplers, warm
 from onenet_bench.search.core import Core, Job, Search
 from onenet_bench.spec import NetSpec
 from tests.search.test_core import again, bare, begin, search, trained
@@ -152,6 +152,24 @@ def test_what_was_admitted_is_trained_to_its_end_whatever_a_new_measurement_says
             assert taken_up is not None
             assert taken_up.trial == job.trial
         stub.fails = False
+
+
+def test_a_warm_start_knows_latencies_of_its_own_conditions_alone(stub: Stub, tmp_path: Path) -> None:
+    asked = wanted("frontier")
+    book, core = begin(tmp_path / "run", asked)
+    with book:
+        carry_out(core, 3)
+    stub.measured.clear()
+    assert [r.costs and r.costs.latency_ms for r in warm.earlier(tmp_path / "run", asked)] == [
+        r.costs and r.costs.latency_ms for r in core.records if r.status is Status.COMPLETE
+    ]
+    assert not stub.measured  # the same place and conditions
+    other = replace(asked, latency=replace(CONDITIONS, runtime="onnxruntime"))
+    known = warm.earlier(tmp_path / "run", other)
+    assert stub.measured == Counter(r.spec.digest() for r in known if r.spec)
+    stub.fails = True
+    known = warm.earlier(tmp_path / "run", replace(asked, latency=replace(CONDITIONS, threads=2)))
+    assert [r.costs and r.costs.latency_ms for r in known] == [None] * 3
 
 
 def test_final_trainings_keep_their_latency(stub: Stub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
