@@ -94,6 +94,11 @@ class Question:
         absent = {"latency_ms", "dice_case_fg"} | (set() if self.recipe.deep_supervision else {"supervision_macs"})
         if strange := sorted(named & absent):
             raise SpaceError(f"a table has no {strange[0]}, but {self.space.name} names it; leave it out")
+        if taken := sorted({*self.space.choices} & {"net", "label", *COSTS}):
+            raise SpaceError(
+                f"a table has a column of its own called {taken[0]}, but {self.space.name} has a choice of that name; "
+                "rename the choice"
+            )
         if self.recipe.patience:
             raise SpaceError(
                 f"a table's trainings are all as long, but the recipe has a patience of {self.recipe.patience}; leave "

@@ -216,6 +216,13 @@ def test_what_a_table_does_not_hold_is_no_objective_of_it(objective: str) -> Non
         question(0, space=space_)
 
 
+@pytest.mark.parametrize("name", ["net", "label", "macs"])
+def test_no_choice_is_called_as_a_column_of_its_own_is(name: str) -> None:
+    values = {**SPACE.to_dict(), "choices": {name: [2, 3]}, "net": {"depth": 1, "width": f"${name}"}}
+    with pytest.raises(SpaceError, match=f"a table has a column of its own called {name}, but two has a choice"):
+        question(0, space=SearchSpace.from_dict(values))
+
+
 def test_a_net_that_cannot_be_trained_by_the_recipe_is_left_out() -> None:
     """Deep supervision needs a second head."""
     values = {**SPACE.to_dict(), "choices": {"depth": [1, 2]}, "net": {"depth": "$depth", "width": 2, "heads": "all"}}
