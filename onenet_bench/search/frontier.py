@@ -94,7 +94,8 @@ class FrontierSampler(BaseSampler):
     Objectives that are known beforehand (``SCREENED`` costs) are never modelled; every other one has a surrogate of
     its own, the latency too. Nets over ``budget`` are not proposed; a budget on the memory of training needs the
     ``recipe``, and one on latency cannot be held before the net has run: nets that ``predict`` says to be well over it
-    are not proposed. Nothing is proposed twice; nets that failed make those like them less likely to be proposed.
+    are not proposed. Nothing is proposed twice; nets that failed, as those with an infinite objective have, make those
+    like them less likely to be proposed.
     ``earlier`` Records, of the same task and recipe (see ``warm``), count as trials that came before the study's.
     Raises SpaceError where the study asks for something else than the objectives, or once every net was proposed.
     """
@@ -210,6 +211,8 @@ class FrontierSampler(BaseSampler):
         before = [(*self._outcome(record), self._indices(record.choices)) for record in self._earlier]
         now = [(trial.state, trial.values, self._options(trial)) for trial in study.get_trials(deepcopy=False)]
         for state, values, options in [*before, *now]:
+            if values is not None and not np.isfinite(values).all():  # as of a study whose bad nets score -inf
+                state, values = TrialState.FAIL, None
             if options is not None and (net := found.net(options)) is not None:
                 trials.append((state, values, options if net.row is None else net.row, net))
         of: dict[TrialState, set[Any]] = {state: set() for state in TrialState}

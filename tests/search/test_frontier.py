@@ -91,6 +91,19 @@ def tell_all(study: optuna.Study, names: tuple[str, ...], most: int) -> list[str
 # What may be proposed ------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("score", [-math.inf, math.inf])
+def test_a_net_of_an_infinite_score_has_failed(score: float) -> None:
+    infinite, failed = study_of(), study_of()
+    for study in (infinite, failed):
+        tell_all(study, THREE, 5)
+        choices = SPACE.suggest(trial := study.ask())
+        if study is infinite:
+            study.tell(trial, [score, *values_of(choices, THREE)[1:]])
+        else:
+            study.tell(trial, state=TrialState.FAIL)
+    assert tell_all(infinite, THREE, 3) == tell_all(failed, THREE, 3)
+
+
 def test_a_search_trains_every_affordable_net_once_and_ends(tmp_path: Path) -> None:
     book, core = begin(tmp_path, searched(1000))
     carry_out(core)
