@@ -18,7 +18,9 @@ from __future__ import annotations
 
 import itertools
 import math
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from inspect import signature
 from pathlib import Path
@@ -162,12 +164,13 @@ class SearchSpace:
 
     def suggest(self, trial: Suggests) -> dict[str, Any]:
         """A trial's choices. Numbers in rising order are suggested by rank, so that samplers see their order."""
-        return {
-            name: options[trial.suggest_int(name, 0, len(options) - 1)]
-            if is_ordered(options)
-            else trial.suggest_categorical(name, list(options))
-            for name, options in self.choices.items()
-        }
+        with lists_allowed():
+            return {
+                name: options[trial.suggest_int(name, 0, len(options) - 1)]
+                if is_ordered(options)
+                else trial.suggest_categorical(name, list(options))
+                for name, options in self.choices.items()
+            }
 
     def enumerate(self) -> Iterator[dict[str, Any]]:
         """All combinations of choices, the last decision running fastest."""
@@ -238,6 +241,14 @@ _TASK_FIELDS = {
     "resolution": (1, MOST_SIDE), "train": (1, MOST_IMAGES), "validation": (1, MOST_IMAGES), "test": (0, MOST_IMAGES),
 }  # fmt: skip
 """Each with the least and the most that it may be."""
+
+
+@contextmanager
+def lists_allowed() -> Iterator[None]:
+    """Without Optuna's warning of every option that is a list: it is about storages other than memory."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Choices for a categorical distribution", UserWarning)
+        yield
 
 
 def is_ordered(options: Sequence[Any]) -> bool:

@@ -7,15 +7,18 @@ from typing import Any
 
 from optuna.distributions import BaseDistribution, CategoricalDistribution, IntDistribution
 
-from onenet_bench.space import SearchSpace, is_ordered
+from onenet_bench.space import SearchSpace, is_ordered, lists_allowed
 
 
 def distributions(space: SearchSpace) -> dict[str, BaseDistribution]:
     """The Optuna distributions that ``space.suggest`` draws from."""
-    return {
-        name: IntDistribution(0, len(options) - 1) if is_ordered(options) else CategoricalDistribution(list(options))
-        for name, options in space.choices.items()
-    }
+    with lists_allowed():
+        return {
+            name: IntDistribution(0, len(options) - 1)
+            if is_ordered(options)
+            else CategoricalDistribution(list(options))
+            for name, options in space.choices.items()
+        }
 
 
 def as_parameters(space: SearchSpace, choices: Mapping[str, Any]) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import re
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -78,6 +79,20 @@ def carry_out(core: Core, most: int | None = None) -> int:
             return done
         core.tell(trained(job))
     raise AssertionError
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_options_that_are_lists_are_no_matter_for_warnings(sampler: str, tmp_path: Path) -> None:
+    choices = {**SPACE.choices, "kernel": ([0, 0], [5, 3])}
+    wanted = search(sampler, 14, space=replace(SPACE, choices=choices))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        book, core = begin(tmp_path, wanted)
+        carry_out(core, 12)
+        book.close()
+        book, core = again(tmp_path, wanted)
+        carry_out(core)
+        book.close()
 
 
 def bare(events: list[dict[str, Any]]) -> list[tuple[Any, ...]]:
