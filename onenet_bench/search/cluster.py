@@ -116,11 +116,14 @@ def run(
     wanted = workers or max(1, usable_cores() // threads)
     folder = folder.resolve()
     cpus = wanted * takes["CPU"]
-    with _quietly() as scratch, connection.to(cluster.address, cpus=cpus, variables=variables, folder=scratch):
+    with (
+        _quietly() as scratch,
+        connection.to(cluster.address, cpus=cpus, variables=variables, folder=scratch) as interrupts,
+    ):
         most = connection.capacity(takes)
         driver = _Driver(
             core=core, folder=folder, threads=threads, device=device, heard=heard, workers=min(workers or most, most),
-            remote=cluster.address is not None, limit_s=limit_s, compiled=compiled,
+            remote=cluster.address is not None, limit_s=limit_s, compiled=compiled, interrupts=interrupts,
         )  # fmt: skip
         mark = secrets.token_hex(8)
         (folder / MARK).write_text(mark)
@@ -160,6 +163,7 @@ class _Driver:
     remote: bool  # there may be nodes that do not see the folder
     limit_s: float | None
     compiled: bool
+    interrupts: connection.Interrupts
     live: dict[str, Job] = field(default_factory=dict)
     histories: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     begun: dict[str, float] = field(default_factory=dict)
@@ -172,6 +176,7 @@ class _Driver:
     @contextmanager
     def _noting(self) -> Iterator[None]:
         try:
+            self.interrupts.check()
             yield
         except BaseException as error:
             self.error = self.error or error

@@ -6,10 +6,13 @@ import math
 import os
 import re
 import secrets
+import signal
 import socket
 import tempfile
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +34,45 @@ ATTEMPTS = 4
 fork in the midst of gRPC's threads)."""
 
 
+@dataclass(slots=True)
+class Interrupts:
+    """Whether Ctrl-C came, and whether it is held back until Ray has ended, whose dying processes otherwise end this
+    one."""
+
+    came: bool = False
+    held: bool = False
+
+    def check(self) -> None:
+        """Raise the KeyboardInterrupt that was held back, or that was swallowed on its way, as in a destructor."""
+        if self.came:
+            raise KeyboardInterrupt
+
+
+@contextmanager
+def _interrupts() -> Iterator[Interrupts]:
+    """Ctrl-C inside is a KeyboardInterrupt, at the end of the block at the latest. A handler of another's stays."""
+    found = Interrupts()
+
+    def heard(number: int, frame: object) -> None:
+        found.came = True
+        if not found.held:
+            raise KeyboardInterrupt
+
+    before = signal.getsignal(signal.SIGINT)
+    is_usual = before is signal.default_int_handler and threading.current_thread() is threading.main_thread()
+    if is_usual:
+        signal.signal(signal.SIGINT, heard)
+    try:
+        yield found
+    except Exception:
+        found.check()
+        raise
+    finally:
+        if is_usual:
+            signal.signal(signal.SIGINT, before)
+    found.check()
+
+
 @contextmanager
 def scratch() -> Iterator[Path]:
     """A private folder for Ray's sockets and logs, whose path is short, since that of a socket has to be."""
@@ -40,14 +82,14 @@ def scratch() -> Iterator[Path]:
 
 
 @contextmanager
-def to(address: str | None, *, cpus: float, variables: Mapping[str, str], folder: Path) -> Iterator[None]:
+def to(address: str | None, *, cpus: float, variables: Mapping[str, str], folder: Path) -> Iterator[Interrupts]:
     """Ray until the block ends: found at ``address``, or started with so many ``cpus`` where that is None, its files
     in ``folder``.
 
     Its workers' environment has ``variables``. Raises RecipeError where it cannot be reached.
     """
     own = address is None
-    with environment(_own(folder) if own else {}):
+    with environment(_own(folder) if own else {}), _interrupts() as found:
         import ray
         from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
 
@@ -61,18 +103,20 @@ def to(address: str | None, *, cpus: float, variables: Mapping[str, str], folder
             }  # fmt: skip
         asked |= {"log_to_driver": False, "configure_logging": False, "runtime_env": {"env_vars": dict(variables)}}
         try:
-            _ask(address)
-            _init(asked)
-        except (ConnectionError, ray.exceptions.RayError, RuntimeError, ValueError) as error:
-            where = "on this machine" if own else f"at {address}"
-            said = " ".join(str(error).split())[:300]
-            raise RecipeError(
-                f"the Ray engine needs a Ray {where}, but it cannot be reached ({type(error).__name__}: {said}); "
-                "see that it runs and that RAY_AUTH_MODE and RAY_AUTH_TOKEN_PATH are its own, or leave out --address"
-            ) from error
-        try:
-            yield
+            try:
+                _ask(address)
+                _init(asked)
+            except (ConnectionError, ray.exceptions.RayError, RuntimeError, ValueError) as error:
+                where = "on this machine" if own else f"at {address}"
+                said = " ".join(str(error).split())[:300]
+                raise RecipeError(
+                    f"the Ray engine needs a Ray {where}, but it cannot be reached ({type(error).__name__}: {said}); "
+                    "see that it runs and that RAY_AUTH_MODE and RAY_AUTH_TOKEN_PATH are its own, or leave out "
+                    "--address"
+                ) from error
+            yield found
         finally:
+            found.held = True
             ray.shutdown()
 
 

@@ -507,6 +507,40 @@ def test_ctrl_c_leaves_a_run_that_either_engine_goes_on_with(
     assert left[3] == "trial 3, gone on from epoch 0"
 
 
+@pytest.mark.slow
+def test_ctrl_c_while_ray_ends_is_heard_of_when_it_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else Ray's dying processes would end this one."""
+    import ray
+
+    before, disconnect = set(below(os.getpid())), ray._private.worker.disconnect
+
+    def impatient(*words: Any) -> None:
+        signal.raise_signal(signal.SIGINT)
+        disconnect(*words)
+
+    monkeypatch.setattr("ray._private.worker.disconnect", impatient)
+    with pytest.raises(KeyboardInterrupt):
+        carry_out(search(1), tmp_path / "run", cluster.run, carry_out=fake)
+    assert not ray.is_initialized()
+    assert not left(before)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("at", [3, 9])
+def test_ctrl_c_that_somebody_swallows_ends_the_run_all_the_same(tmp_path: Path, at: int, nodes: Nodes) -> None:
+    def swallowing(event: Event) -> None:
+        if isinstance(event, Epoch) and event.progress["epoch"] == at:
+            with suppress(KeyboardInterrupt):
+                signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        carry_out(
+            search(1), tmp_path, cluster.run, cluster=Cluster(address=nodes.address), carry_out=fake, heard=swallowing
+        )
+    assert len(ledger.records(ledger.read(tmp_path))) == (at == 9)
+
+
 def drive(folder: str, address: str, trials: int) -> None:
     """A driver, as a process of its own."""
     carry_out(search(trials), Path(folder), cluster.run, cluster=Cluster(address=address), workers=2, carry_out=slow)
