@@ -36,8 +36,8 @@ fork in the midst of gRPC's threads)."""
 
 @dataclass(slots=True)
 class Interrupts:
-    """Whether Ctrl-C came, and whether it is held back until Ray has ended, whose dying processes otherwise end this
-    one."""
+    """Whether Ctrl-C came, and whether it is held back: while Ray begins or ends it would leave Ray in a state in which
+    this process dies of it."""
 
     came: bool = False
     held: bool = False
@@ -105,7 +105,9 @@ def to(address: str | None, *, cpus: float, variables: Mapping[str, str], folder
         try:
             try:
                 _ask(address)
+                found.held = own  # another's may keep us waiting
                 _init(asked)
+                found.held = False
             except (ConnectionError, ray.exceptions.RayError, RuntimeError, ValueError) as error:
                 where = "on this machine" if own else f"at {address}"
                 said = " ".join(str(error).split())[:300]
@@ -114,6 +116,7 @@ def to(address: str | None, *, cpus: float, variables: Mapping[str, str], folder
                     "see that it runs and that RAY_AUTH_MODE and RAY_AUTH_TOKEN_PATH are its own, or leave out "
                     "--address"
                 ) from error
+            found.check()
             yield found
         finally:
             found.held = True

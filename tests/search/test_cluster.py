@@ -508,19 +508,25 @@ def test_ctrl_c_leaves_a_run_that_either_engine_goes_on_with(
 
 
 @pytest.mark.slow
-def test_ctrl_c_while_ray_ends_is_heard_of_when_it_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Else Ray's dying processes would end this one."""
+@pytest.mark.parametrize("part", ["connect", "disconnect"])
+def test_ctrl_c_while_ray_begins_or_ends_is_heard_of_when_it_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str
+) -> None:
+    """Else this process would die of what is left of Ray."""
     import ray
 
-    before, disconnect = set(below(os.getpid())), ray._private.worker.disconnect
+    before, whole = set(below(os.getpid())), getattr(ray._private.worker, part)
 
-    def impatient(*words: Any) -> None:
+    def impatient(*args: Any, **words: Any) -> None:
         signal.raise_signal(signal.SIGINT)
-        disconnect(*words)
+        whole(*args, **words)
+        done.append(part)
 
-    monkeypatch.setattr("ray._private.worker.disconnect", impatient)
+    done: list[str] = []
+    monkeypatch.setattr(f"ray._private.worker.{part}", impatient)
     with pytest.raises(KeyboardInterrupt):
         carry_out(search(1), tmp_path / "run", cluster.run, carry_out=fake)
+    assert part in done
     assert not ray.is_initialized()
     assert not left(before)
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
