@@ -109,18 +109,29 @@ def to(address: str | None, *, cpus: float, variables: Mapping[str, str], folder
                 _init(asked)
                 found.held = False
             except (ConnectionError, ray.exceptions.RayError, RuntimeError, ValueError) as error:
-                where = "on this machine" if own else f"at {address}"
-                said = " ".join(str(error).split())[:300]
-                raise RecipeError(
-                    f"the Ray engine needs a Ray {where}, but it cannot be reached ({type(error).__name__}: {said}); "
-                    "see that it runs and that RAY_AUTH_MODE and RAY_AUTH_TOKEN_PATH are its own, or leave out "
-                    "--address"
-                ) from error
+                raise _unreachable(address, error) from error
             found.check()
             yield found
         finally:
             found.held = True
             ray.shutdown()
+
+
+def check(address: str | None) -> None:
+    """Raise RecipeError where nobody listens at HOST:PORT or ray://HOST:PORT."""
+    try:
+        _ask(address and address.removeprefix("ray://"))
+    except ConnectionError as error:
+        raise _unreachable(address, error) from error
+
+
+def _unreachable(address: str | None, error: Exception) -> RecipeError:
+    where = "on this machine" if address is None else f"at {address}"
+    said = " ".join(str(error).split())[:300]
+    return RecipeError(
+        f"the Ray engine needs a Ray {where}, but it cannot be reached ({type(error).__name__}: {said}); "
+        "see that it runs and that RAY_AUTH_MODE and RAY_AUTH_TOKEN_PATH are its own, or leave out --address"
+    )
 
 
 def _ask(address: str | None) -> None:

@@ -73,9 +73,10 @@ def _local(orders: Orders) -> Engine:
 
 
 def _ray(orders: Orders) -> Engine:
-    from onenet_bench.search import cluster
+    from onenet_bench.search import cluster, connection
 
     settings = cluster.Cluster(address=orders.address, cpus=orders.cpus_per_trial, gpus=orders.gpus_per_trial)
+    connection.check(orders.address)
     return partial(
         cluster.run, workers=orders.workers, threads=orders.threads or 1, device=orders.device, cluster=settings,
         limit_s=orders.limit_s, compiled=orders.compiled,

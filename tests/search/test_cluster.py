@@ -703,6 +703,24 @@ def test_an_address_where_nobody_listens_is_refused_at_once(tmp_path: Path) -> N
     assert time.monotonic() - began < 60, "Ray itself would ask for minutes"
 
 
+@pytest.mark.parametrize("form", ["{}", "ray://{}"])
+def test_an_address_where_nobody_listens_makes_no_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], form: str
+) -> None:
+    from onenet_bench.cli import main
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = form.format(f"127.0.0.1:{free.getsockname()[1]}")
+    asked = ["sweep", "--engine", "ray", "--address", address, "--epochs", "1", "--out", str(tmp_path / "run")]
+    monkeypatch.setattr(sys, "argv", ["onenet-bench", *asked])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    assert f"needs a Ray at {address}, but it cannot be reached" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_door_that_is_not_there_is_asked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 
