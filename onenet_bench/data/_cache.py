@@ -14,6 +14,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import hashlib
+import io
 import json
 import logging
 import math
@@ -225,10 +226,14 @@ def _stream(place: Path, shapes: Mapping[str, tuple[int, ...]], items: int, conv
 def _fill(draft: Path, shapes: Mapping[str, tuple[int, ...]], items: int, convert: Callable[[int], Rows]) -> None:
     """Convert what the draft's journal does not name yet."""
     paths = {name: draft / f"{name}.npy" for name in shapes}
+    heads = {name: _head(shape) for name, shape in shapes.items()}
     noted = draft / _JOURNAL
-    if not all(path.exists() for path in paths.values()):
-        noted.unlink(missing_ok=True)
-    starts = {name: _npy(paths[name], shape, new=not noted.exists()) for name, shape in shapes.items()}
+    if not noted.exists() or not all(_fits(paths[name], heads[name], math.prod(shapes[name])) for name in shapes):
+        noted.unlink(missing_ok=True)  # what it says of such files is not so
+        for name, path in paths.items():
+            with path.open("wb") as file:
+                file.write(heads[name])
+                file.truncate(len(heads[name]) + math.prod(shapes[name]))
     with ExitStack() as stack:
         journal = stack.enter_context(noted.open("a+", encoding="ascii"))
         files = {name: stack.enter_context(path.open("r+b")) for name, path in paths.items()}
@@ -253,7 +258,7 @@ def _fill(draft: Path, shapes: Mapping[str, tuple[int, ...]], items: int, conver
                 if item in done:
                     continue
                 for name, row, pixels in convert(item):
-                    files[name].seek(starts[name] + row * pixels.nbytes)
+                    files[name].seek(len(heads[name]) + row * pixels.nbytes)
                     files[name].write(np.ascontiguousarray(pixels).data)
                 fresh.append(item)
                 if time.monotonic() - safe > _SAFE_EVERY:
@@ -287,10 +292,19 @@ def _locked(folder: Path) -> Iterator[None]:
         os.close(handle)
 
 
-def _npy(path: Path, shape: tuple[int, ...], *, new: bool) -> int:
-    """Where the first row begins in the .npy file at ``path``."""
-    whole = np.lib.format.open_memmap(path, mode="w+" if new else "r+", dtype=np.uint8, shape=shape)
-    return int(whole.offset)
+def _head(shape: tuple[int, ...]) -> bytes:
+    """What stands before the first row in an .npy file of uint8."""
+    head = io.BytesIO()
+    np.lib.format.write_array_header_1_0(head, {"descr": "|u1", "fortran_order": False, "shape": shape})
+    return head.getvalue()
+
+
+def _fits(path: Path, head: bytes, size: int) -> bool:
+    """Whether the file has this head and ``size`` bytes after it."""
+    if not path.exists() or path.stat().st_size != len(head) + size:
+        return False
+    with path.open("rb") as file:
+        return file.read(len(head)) == head
 
 
 def _read_journal(journal: TextIO) -> set[int]:

@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -109,6 +110,32 @@ def test_a_draft_that_lost_a_file_starts_again(cache: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         _cache.streamed("set", SHAPES, ITEMS, _Counted(3, KeyboardInterrupt()))
     (cache / ".set.draft/masks.npy").unlink()
+    again = _Counted()
+    assert _whole(_cache.streamed("set", SHAPES, ITEMS, again))
+    assert again.items == list(range(ITEMS))
+
+
+def _cut(path: Path) -> None:
+    os.truncate(path, path.stat().st_size - 30)
+
+
+def _empty(path: Path) -> None:
+    os.truncate(path, 0)
+
+
+def _other_shape(path: Path) -> None:
+    path.write_bytes(path.read_bytes().replace(b"(20, 2, 3)", b"(20, 3, 2)"))
+
+
+def _other_words(path: Path) -> None:
+    path.write_bytes(b"x" * path.stat().st_size)
+
+
+@pytest.mark.parametrize("damage", [_cut, _empty, _other_shape, _other_words])
+def test_a_draft_whose_file_is_damaged_starts_again(damage: Callable[[Path], None], cache: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        _cache.streamed("set", SHAPES, ITEMS, _Counted(3, KeyboardInterrupt()))
+    damage(cache / ".set.draft/images.npy")
     again = _Counted()
     assert _whole(_cache.streamed("set", SHAPES, ITEMS, again))
     assert again.items == list(range(ITEMS))
