@@ -26,7 +26,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -228,16 +228,17 @@ def _fill(draft: Path, shapes: Mapping[str, tuple[int, ...]], items: int, conver
     paths = {name: draft / f"{name}.npy" for name in shapes}
     heads = {name: _head(shape) for name, shape in shapes.items()}
     noted = draft / _JOURNAL
-    if not noted.exists() or not all(_fits(paths[name], heads[name], math.prod(shapes[name])) for name in shapes):
+    done = _read_journal(noted, items)
+    if done is None or not all(_fits(paths[name], heads[name], math.prod(shapes[name])) for name in shapes):
+        done = set()
         noted.unlink(missing_ok=True)  # what it says of such files is not so
         for name, path in paths.items():
             with path.open("wb") as file:
                 file.write(heads[name])
                 file.truncate(len(heads[name]) + math.prod(shapes[name]))
     with ExitStack() as stack:
-        journal = stack.enter_context(noted.open("a+", encoding="ascii"))
+        journal = stack.enter_context(noted.open("a", encoding="ascii"))
         files = {name: stack.enter_context(path.open("r+b")) for name, path in paths.items()}
-        done = _read_journal(journal)
         fresh: list[int] = []
 
         def make_safe() -> None:
@@ -307,12 +308,15 @@ def _fits(path: Path, head: bytes, size: int) -> bool:
         return file.read(len(head)) == head
 
 
-def _read_journal(journal: TextIO) -> set[int]:
-    """The items of all whole lines; a last line that was torn is cut off."""
-    journal.seek(0)
-    whole = journal.read().rpartition("\n")[0]
-    journal.truncate(len(whole) + 1 if whole else 0)
-    return {int(line) for line in whole.split()}
+def _read_journal(path: Path, items: int) -> set[int] | None:
+    """The items of all whole lines, None where that is not what they are; a last line that was torn is cut off."""
+    try:
+        whole = path.read_bytes().rpartition(b"\n")[0]
+        done = {int(line) for line in whole.split()}
+    except (FileNotFoundError, ValueError):
+        return None
+    os.truncate(path, len(whole) + 1 if whole else 0)
+    return done if done.issubset(range(items)) else None
 
 
 def _no_room(folder: Path, size: int) -> DataError:

@@ -141,6 +141,16 @@ def test_a_draft_whose_file_is_damaged_starts_again(damage: Callable[[Path], Non
     assert again.items == list(range(ITEMS))
 
 
+@pytest.mark.parametrize("journal", [b"0\na\n1\n", b"0\n\xff\n", b"\0\0\n", b"0\n10\n"])
+def test_a_draft_whose_journal_is_damaged_starts_again(journal: bytes, cache: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        _cache.streamed("set", SHAPES, ITEMS, _Counted(3, KeyboardInterrupt()))
+    (cache / ".set.draft/done.txt").write_bytes(journal)
+    again = _Counted()
+    assert _whole(_cache.streamed("set", SHAPES, ITEMS, again))
+    assert again.items == list(range(ITEMS))
+
+
 def test_bad_data_leaves_nothing(cache: Path) -> None:
     with pytest.raises(DataError, match="a broken file"):
         _cache.streamed("set", SHAPES, ITEMS, _Counted(3, DataError("a broken file")))
