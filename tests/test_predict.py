@@ -263,6 +263,7 @@ def test_masks_are_a_folder_data_set_and_stretching_is_its_own(tmp_path: Path) -
 
 BAD: dict[str, tuple[int, Callable[[Path], object], str]] = {
     "truncated.png": (1, lambda path: path.write_bytes(png(noise(40, 40))[:600]), "truncated.png cannot be read"),
+    "sizeless.tif": (1, lambda path: path.write_bytes(sizeless()), "sizeless.tif cannot be read .*dimensions"),
     "text.jpg": (1, lambda path: path.write_text("no image"), "text.jpg cannot be read"),
     "missing.png": (1, lambda path: None, "there is none at .*missing.png"),
     "sixteen.png": (1, lambda path: Image.fromarray(noise(4, 4).astype(np.uint16)).save(path), "sixteen.png.*--white"),
@@ -283,6 +284,16 @@ def png(values: Bytes) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(values).save(buffer, format="PNG")
     return buffer.getvalue()
+
+
+def sizeless() -> bytes:
+    """A TIFF whose list of tags points, by damage, to another, which is empty."""
+    buffer = io.BytesIO()
+    Image.fromarray(noise(4, 4)).save(buffer, format="TIFF")
+    whole = bytearray(buffer.getvalue())
+    end = 10 + 12 * int.from_bytes(whole[8:10], "little")
+    whole[end : end + 4] = len(whole).to_bytes(4, "little")
+    return bytes(whole) + bytes(6)
 
 
 def volume(path: Path, values: NDArray[Any], affine: NDArray[np.float64] | None = None) -> None:

@@ -13,7 +13,10 @@ from PIL import Image
 
 from onenet_bench.errors import DataError
 
-BROKEN = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
+BROKEN = (
+    OSError, SyntaxError, ValueError, TypeError, RuntimeError, EOFError, struct.error, zlib.error,
+    Image.DecompressionBombError,
+)  # fmt: skip
 """What readers raise over a damaged file."""
 
 

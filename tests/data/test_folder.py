@@ -393,6 +393,22 @@ def _two_pages(path: Path) -> None:
     Image.fromarray(_gray()).save(path, save_all=True, append_images=[Image.fromarray(_gray())])
 
 
+def _then_an_image_without_a_size(path: Path) -> None:
+    """Damage: the file's only list of tags points to another, which is empty."""
+    whole = bytearray(_save(path, _gray()).read_bytes())
+    end = 10 + 12 * int.from_bytes(whole[8:10], "little")
+    whole[end : end + 4] = len(whole).to_bytes(4, "little")
+    path.write_bytes(whole + bytes(6))
+
+
+def _of_no_known_pixels(root: Path) -> None:
+    path = root / "images/2.png"
+    Image.fromarray(_gray()).save(path, format="DDS")
+    whole = bytearray(path.read_bytes())
+    whole[80:84] = bytes(4)
+    path.write_bytes(whole)
+
+
 def _jpeg_mask(root: Path, name: str) -> None:
     Image.fromarray(_gray()).save(root / name, format="JPEG")
 
@@ -504,6 +520,11 @@ REFUSALS: dict[str, tuple[Callable[[Path], object], str]] = {
     "truncated npy": (lambda r: _truncate(r, "masks/2.png", ".npy"), r"masks/2\.npy cannot be read"),
     "no image at all": (_write("images/2.png", "hello"), r"images/2\.png cannot be read"),
     "empty file": (_write("masks/2.png", ""), r"masks/2\.png cannot be read"),
+    "no size": (
+        _each(_without("images/2.png"), lambda r: _then_an_image_without_a_size(r / "images/2.tif")),
+        r"images/2\.tif cannot be read \(Missing dimensions\); replace it",
+    ),
+    "unknown pixels": (_of_no_known_pixels, r"images/2\.png cannot be read \(Unknown pixel format flags 0\)"),
     "enormous": (lambda r: _claim_a_billion_pixels(r / "images/2.png"), r"images/2\.png cannot be read .*bomb"),
     "broken npy": (
         _each(_without("images/2.png"), _write("images/2.npy", "\x93NUMPY")),
