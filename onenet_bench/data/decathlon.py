@@ -122,7 +122,7 @@ def find(kind: str, where: str) -> VolumeTree:
     listing = place.root / LISTING
     try:
         stated = json.loads(listing.read_text(encoding="utf-8-sig"))
-        modalities, labels = _in_order(stated["modality"]), _in_order(stated["labels"])
+        modalities, labels = (_in_order(listing, stated[part]) for part in ("modality", "labels"))
         volumes = tuple(_volume(listing, item) for item in stated["training"])
         unlabelled = len(stated.get("test", ()))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -154,9 +154,15 @@ def find(kind: str, where: str) -> VolumeTree:
     )
 
 
-def _in_order(named: Mapping[str, str]) -> tuple[str, ...]:
+def _in_order(listing: Path, named: Mapping[str, str]) -> tuple[str, ...]:
     """The values of keys "0", "1", … in that order."""
-    return tuple(named[str(index)] for index in range(len(named)))
+    names = tuple(named[str(index)] for index in range(len(named)))
+    for name in names:
+        if not isinstance(name, str):
+            raise DataError(
+                f"modalities and labels have names, but {listing} calls one {name!r}; take it from the archive again"
+            )
+    return names
 
 
 def _volume(listing: Path, item: Mapping[str, str]) -> Volume:

@@ -308,6 +308,14 @@ REFUSALS: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda r: _state(r, lambda s: s.update(labels={"1": "a", "2": "b"})),
         r"dataset\.json must hold .*KeyError\('0'\)",
     ),
+    "a label that is no text": (
+        lambda r: _state(r, lambda s: s.update(labels={"0": "background", "1": 1})),
+        r"modalities and labels have names, but .*dataset\.json calls one 1; take it from",
+    ),
+    "a modality that is no text": (
+        lambda r: _state(r, lambda s: s.update(modality={"0": None})),
+        r"modalities and labels have names, but .*dataset\.json calls one None; take it from",
+    ),
     "empty list": (
         lambda r: _state(r, lambda s: s.update(training=[])),
         r"three splits need a patient each, but .*dataset\.json lists 0",
