@@ -34,6 +34,7 @@ labels checked once, and again when size or time of change are others. Converted
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -125,7 +126,7 @@ def find(kind: str, where: str) -> VolumeTree:
         modalities, labels = (_in_order(listing, stated[part]) for part in ("modality", "labels"))
         volumes = tuple(_volume(listing, item) for item in stated["training"])
         unlabelled = len(stated.get("test", ()))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         if isinstance(error, DataError):
             raise
         raise DataError(
@@ -166,10 +167,17 @@ def _in_order(listing: Path, named: Mapping[str, str]) -> tuple[str, ...]:
 
 
 def _volume(listing: Path, item: Mapping[str, str]) -> Volume:
-    image = listing.parent / item["image"]
+    image = _listed(listing, item["image"])
     if not item.get("label"):
         raise DataError(f"a training volume has a label, but {listing} gives none to {image}; remove it from the list")
-    return Volume(image.name.removesuffix(".gz").removesuffix(".nii"), image, listing.parent / item["label"])
+    return Volume(image.name.removesuffix(".gz").removesuffix(".nii"), image, _listed(listing, item["label"]))
+
+
+def _listed(listing: Path, name: str) -> Path:
+    path = listing.parent / name
+    if not path.is_relative_to(listing.parent) or re.search("[\0\ud800-\udfff]", name):
+        raise DataError(f"a volume is a file of the tree, but {listing} lists {name!r}; take it from the archive again")
+    return path
 
 
 # -- reading volumes -------------------------------------------------------------------------------------------------

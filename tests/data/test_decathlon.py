@@ -320,6 +320,26 @@ REFUSALS: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda r: _state(r, lambda s: s.update(training=[])),
         r"three splits need a patient each, but .*dataset\.json lists 0",
     ),
+    "an image elsewhere": (
+        lambda r: _state(r, lambda s: s["training"][2].update(image="/dev/null")),
+        r"a volume is a file of the tree, but .*dataset\.json lists '/dev/null'; take it from",
+    ),
+    "a label elsewhere": (
+        lambda r: _state(r, lambda s: s["training"][2].update(label="/dev/null")),
+        r"a volume is a file of the tree, but .*dataset\.json lists '/dev/null'; take it from",
+    ),
+    "a name of no file": (
+        lambda r: _state(r, lambda s: s["training"][2].update(image="imagesTr/\0.nii")),
+        r"a volume is a file of the tree, but .*dataset\.json lists 'imagesTr/\\x00\.nii'",
+    ),
+    "half a character": (
+        lambda r: _state(r, lambda s: s["training"][2].update(label="labelsTr/\ud800.nii")),
+        r"a volume is a file of the tree, but .*dataset\.json lists 'labelsTr/\\ud800\.nii'",
+    ),
+    "nested too deep": (
+        lambda r: (r / "dataset.json").write_text("[" * 100_000),
+        r"dataset\.json must hold .*RecursionError",
+    ),
     "listed twice": (
         lambda r: _state(r, lambda s: s["training"].append(s["training"][0])),
         r"dataset\.json lists la_001 twice",
