@@ -73,6 +73,10 @@ WRONG = {
     "seed": (["sweep", "--seed", "4294967296"], "less than or equal to 4294967295"),
     "no pixels": (["sweep", "--resolution", "0"], "greater than or equal to 1"),
     "pixels": (["sweep", "--resolution", "65537"], "less than or equal to 65536"),
+    "pixels to prepare": (
+        ["data", "prepare", "synthetic", "--resolution", "1" + "0" * 10],
+        "less than or equal to 65536",
+    ),
     "no folder": (["sweep", "--out", ""], "a run has a folder of its own, but --out is empty or the current one"),
     "seeds": (["tabulate", "--seeds", "0,4294967296"], "reads numbers up to 4294967295, but got 4294967296"),
     "no page": (["table2", "--html", "."], "ends in .html, but got \\.; name it page.html"),

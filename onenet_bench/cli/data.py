@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from onenet_bench.cli.options import Json, Seed, app, opened, print_json
+from onenet_bench.cli.options import Json, Seed, app, opened, print_json, side
 
 data_app = typer.Typer(
     help="List the kinds of data; check and convert published sets.",
@@ -60,7 +60,7 @@ def data_verify(
 @data_app.command("prepare")
 def data_prepare(
     data: Annotated[str, typer.Argument(help="A data set by name and path, e.g. msd-heart:PATH.")],
-    resolution: Annotated[int, typer.Option(help="Side of the square input in pixels.")] = 64,
+    resolution: Annotated[int, side()] = 64,
     seed: Seed = 0,
     json_: Json = False,
 ) -> None:
