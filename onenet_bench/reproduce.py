@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 from onenet_bench import data, inference, ledger, models, training, zoo
 from onenet_bench.data import tiny
+from onenet_bench.data.paths import resolved
 from onenet_bench.data.verify import PUBLISHED
 from onenet_bench.errors import DataError, LedgerError, RecipeError, SpecError, known
 from onenet_bench.evaluate import evaluate
@@ -256,7 +257,7 @@ def _open(asked: Order, settings: Settings, folder: Path) -> tuple[dict[str, Tas
 def _named(name: str, paths: Mapping[str, str]) -> str:
     if name not in paths:
         raise DataError(f"no path was given for {name}; say --data {name}=PATH, or --root DIR for all")
-    return f"{name}:{Path(paths[name]).expanduser().resolve()}"
+    return f"{name}:{resolved(paths[name])}"
 
 
 def _fetch(name: str) -> str:

@@ -64,6 +64,10 @@ WRONG = {
     "resolution": (["profile", "unet_4", "--resolution", "100"], "multiple of 16.*but got 100; use 96 or 112"),
     "unknown space": (["sweep", "--space", "depth"], "unknown space 'depth'; known: depth_scale"),
     "unknown data": (["sweep", "--data", "imagenet"], "unknown data kind 'imagenet'; known: .*folder.*synthetic"),
+    "nobody's home": (
+        ["data", "prepare", "folder:~nosuchuser/x"],
+        "stands for a home, but that of ~nosuchuser/x is not",
+    ),
     "no such folder": (["sweep", "--data", "folder:nowhere"], "nowhere"),
     "sampler": (["sweep", "--sampler", "gp"], "unknown sampler 'gp'; known: frontier, grid, nsga2, random, tpe"),
     "objectives": (["sweep", "--objectives", "miou"], "at least one score and one cost"),

@@ -339,6 +339,18 @@ def test_absent_data_say_so_until_they_are_there(tmp_path: Path) -> None:
     assert [record.trial for record in ledger.records(ledger.read(run))] == [0, 1]
 
 
+def test_data_in_nobodys_home_are_absent(tmp_path: Path) -> None:
+    part = order("table3", data=["msd-lung"], methods=["onenet_ed_4_c"], paths={"msd-lung": "~nosuchuser/x"})
+    assert reproduce(part, replace(quick(), smoke=False), tmp_path)
+    assert (
+        reproduction_facts(tmp_path)
+        .absent["msd-lung"]
+        .startswith(
+            "~ stands for a home, but that of ~nosuchuser/x is not known; write the path out; its archives are https://"
+        )
+    )
+
+
 def test_a_failed_cell_says_so_and_is_tried_again(tmp_path: Path) -> None:
     asked = order("table3", data=["pets-small"], methods=["onenet_ed_4_c"])
     for times in (1, 2):

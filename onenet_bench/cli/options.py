@@ -172,9 +172,11 @@ def open_task(data: str, space: SearchSpace, resolution: int | None, seed: int =
 
 def absolute(data: str) -> str:
     """A data name whose path does not depend on where the command was typed."""
+    from onenet_bench.data.paths import resolved
+
     kind, _, where = data.partition(":")
     found = where and kind != "synthetic"  # whose words are knobs
-    return f"{kind}:{Path(where).expanduser().resolve()}" if found else data
+    return f"{kind}:{resolved(where)}" if found else data
 
 
 def file_name(text: str) -> str:

@@ -31,6 +31,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from onenet_bench.data.paths import expanded
 from onenet_bench.errors import DataError
 
 Arrays = Mapping[str, NDArray[Any]]
@@ -49,8 +50,8 @@ _warned = False
 
 def cache_dir() -> Path:
     """The folder of generated and converted data: ``$ONENET_BENCH_CACHE``, else ``~/.cache/onenet-bench``."""
-    named = os.environ.get("ONENET_BENCH_CACHE")
-    return Path(named).expanduser() if named else Path.home() / ".cache" / "onenet-bench"
+    named = os.environ.get("ONENET_BENCH_CACHE") or "~/.cache/onenet-bench"
+    return expanded(named, "set ONENET_BENCH_CACHE to a whole path")
 
 
 def digest(value: object) -> str:

@@ -13,6 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from onenet_bench.data.paths import expanded
 from onenet_bench.errors import DataError, known
 
 PAPER_CLASSES = {"voc": 21, "pets-full": 38, "pets-small": 3, "msd-heart": 4, "msd-brain": 4, "msd-lung": 2}
@@ -54,7 +55,7 @@ def locate(kind: str, where: str, *, knobs: tuple[str, ...], below: tuple[str, .
             raise DataError(known(f"knob of {kind}", knob, knobs))
     if not path:
         raise DataError(f"{kind} needs the path of its tree; write {kind}:PATH")
-    root = Path(path).expanduser()
+    root = expanded(path)
     for depth in range(len(below), -1, -1):
         candidate = root.joinpath(*below[depth:])
         if (candidate / mark).is_file():

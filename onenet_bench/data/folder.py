@@ -52,6 +52,7 @@ from numpy.typing import NDArray
 
 from onenet_bench.data import _cache
 from onenet_bench.data._images import broken, square_image, square_mask
+from onenet_bench.data.paths import expanded
 from onenet_bench.data.rasters import IGNORED, channels_and_size, read_image, read_mask, to_bytes, unclear_turn
 from onenet_bench.data.samples import SPLITS, Request, Samples, Source, Splits, shuffled
 from onenet_bench.errors import DataError
@@ -108,7 +109,7 @@ class _Facts:
 def _find(where: str) -> _Tree:
     if not where:
         raise DataError("a folder data set needs a path; write folder:PATH")
-    root = Path(where).expanduser()
+    root = expanded(where)
     images, masks = (_by_stem(root / part) for part in ("images", "masks"))
     stated = _stated_split(root)
     for file, of_split in stated.values():

@@ -19,6 +19,7 @@ from onenet_bench.data import decathlon, pets, voc
 from onenet_bench.data._official import NoTreeError, read_list
 from onenet_bench.data._pairs import read_pair
 from onenet_bench.data.decathlon import read_volume
+from onenet_bench.data.paths import resolved
 from onenet_bench.errors import DataError, known
 
 _log = logging.getLogger(__name__)
@@ -136,7 +137,8 @@ def verify(kind: str, path: str) -> Verification:
     """Hold the tree at ``path``, or in it, against what was published as ``kind``; logs how far it has come.
 
     Raises:
-        DataError: ``kind`` is no published data set, or its volumes cannot be read for want of nibabel.
+        DataError: ``kind`` is no published data set, ``path`` leads nowhere, or its volumes cannot be read for want of
+            nibabel.
     """
     if kind not in PUBLISHED:
         raise DataError(known("published data set", kind, PUBLISHED))
@@ -145,7 +147,7 @@ def verify(kind: str, path: str) -> Verification:
     published = PUBLISHED[kind]
     agrees: list[str] = []
     problems: list[str] = []
-    place = Path(path).expanduser()
+    place = asked = resolved(path)
     root = ""
     try:
         contents = _contents(kind, path)
@@ -174,7 +176,7 @@ def verify(kind: str, path: str) -> Verification:
         root=root,
         agrees=tuple(agrees),
         problems=tuple(problems),
-        advice=_advice(published, Path(path).expanduser().resolve()) if problems else (),
+        advice=_advice(published, asked) if problems else (),
     )
 
 

@@ -128,6 +128,22 @@ def test_an_unknown_kind_lists_the_known() -> None:
         data.open_task("imagenet:somewhere")
 
 
+NOBODYS = r"~ stands for a home, but that of ~nosuchuser/x is not known; "
+
+
+@pytest.mark.parametrize("kind", sorted(data.SOURCES.keys() - {"synthetic"}))
+def test_nobodys_home_is_refused(kind: str) -> None:
+    with pytest.raises(DataError, match=NOBODYS + "write the path out"):
+        data.open_task(f"{kind}:~nosuchuser/x")
+
+
+def test_a_cache_in_nobodys_home_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ONENET_BENCH_CACHE", "~nosuchuser/x")
+    task = data.open_task("synthetic")
+    with pytest.raises(DataError, match=NOBODYS + "set ONENET_BENCH_CACHE"):
+        data.load(task)
+
+
 @pytest.mark.parametrize(
     ("wanted", "message"),
     [

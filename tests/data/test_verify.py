@@ -13,8 +13,10 @@ from pathlib import Path
 import pytest
 
 from onenet_bench import cli, data
+from onenet_bench.cli.options import absolute
 from onenet_bench.data import decathlon, tiny, verify
 from onenet_bench.data._official import PAPER_CLASSES
+from onenet_bench.errors import DataError
 
 COUNTS = {  # of the tiny trees
     "voc": {"images in train.txt": 20, "images in val.txt": 6},
@@ -72,6 +74,20 @@ def test_a_part_of_the_published_tree_does_not(kind: str, tmp_path: Path) -> Non
     ]
     assert list(found.problems) == expected
     assert found.advice
+
+
+def _circle(folder: Path) -> Path:
+    (folder / "one").symlink_to(folder / "two")
+    (folder / "two").symlink_to(folder / "one")
+    return folder / "one"
+
+
+@pytest.mark.skipif(sys.version_info >= (3, 13), reason="such a path is then one where nothing is")
+def test_links_in_a_circle_are_refused(tmp_path: Path) -> None:
+    path = _circle(tmp_path)
+    for ask in (lambda: verify.verify("voc", str(path)), lambda: absolute(f"folder:{path / 'x'}")):
+        with pytest.raises(DataError, match=r"links lead to a file or folder, but those of .*/one.* in a circle; mend"):
+            ask()
 
 
 def test_every_broken_file_is_named(as_tiny: None, tmp_path: Path) -> None:
