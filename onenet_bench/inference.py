@@ -22,6 +22,7 @@ X, Y, Z voxels of a volume.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -327,9 +328,9 @@ def jobs(sources: Sequence[Path], out: Path, *, overwrite: bool = False) -> list
             earlier prediction (which have overlays), or that is there already and ``overwrite`` was not said.
         OnenetBenchError: ``out`` cannot be written.
     """
-    files = list({path.resolve(): path for source in sources for path in _files(source)}.values())
+    files = {os.path.realpath(path): path for source in sources for path in _files(source)}
     planned: dict[str, Job] = {}
-    for path in files:
+    for path in files.values():
         stem = _stem(path)
         if stem in planned:
             raise DataError(
@@ -340,7 +341,7 @@ def jobs(sources: Sequence[Path], out: Path, *, overwrite: bool = False) -> list
         planned[stem] = Job(path, mask, out / "overlays" / f"{stem}.png")
     written = [path for job in planned.values() for path in (job.mask, job.overlay)]
     for path in written:
-        if path.resolve() in {source.resolve() for source in files}:
+        if os.path.realpath(path) in files:
             raise DataError(f"a prediction never replaces what it is made from, but {path} is both; name another --out")
         if path.exists() and not overwrite:
             raise DataError(f"a prediction replaces nothing, but {path} is there already; name another --out, "

@@ -266,6 +266,7 @@ BAD: dict[str, tuple[int, Callable[[Path], object], str]] = {
     "sizeless.tif": (1, lambda path: path.write_bytes(sizeless()), "sizeless.tif cannot be read .*dimensions"),
     "text.jpg": (1, lambda path: path.write_text("no image"), "text.jpg cannot be read"),
     "missing.png": (1, lambda path: None, "there is none at .*missing.png"),
+    "circle.png": (1, lambda path: path.symlink_to(path), "there is none at .*circle.png"),
     "sixteen.png": (1, lambda path: Image.fromarray(noise(4, 4).astype(np.uint16)).save(path), "sixteen.png.*--white"),
     "float.tif": (1, lambda path: Image.fromarray(np.ones((4, 4), np.float32)).save(path), "float.tif is of floating"),
     "colour.png": (2, lambda path: Image.fromarray(noise(4, 4, 3)).save(path), "2 channels, but .*colour.png has 3"),
@@ -441,6 +442,13 @@ def test_nothing_is_overwritten_unasked(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"masks/x.png is both"):
         inference.jobs([job.mask], tmp_path / "out", overwrite=True)
     assert job.mask.read_text() == "of a"
+
+
+def test_a_folder_of_links_in_a_circle_is_none_to_write_in(tmp_path: Path) -> None:
+    circle = tmp_path / "circle"
+    circle.symlink_to(circle)
+    with pytest.raises(OnenetBenchError, match=r"folder for predictions must be writable, but .*circle/out is not"):
+        inference.jobs([tmp_path / "x.npy"], circle / "out")
 
 
 def test_a_folder_stands_for_the_images_in_it(tmp_path: Path) -> None:
