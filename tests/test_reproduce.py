@@ -461,6 +461,28 @@ def test_wrong_words_are_one_sentence_and_leave_nothing(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    ("page", "sentence"),
+    [
+        ("file/new/page.html", "a page's file lies in a folder, but file is none; name another"),
+        ("folder.html", r"a page is a file, but folder\.html is a folder; name another"),
+    ],
+)
+@pytest.mark.parametrize(
+    "words", [["reproduce", "table1", "--smoke", "--html"], ["screen", "--space", "depth_scale", "--out"]]
+)
+def test_a_page_without_a_place_is_refused_before_anything_is_done(
+    words: list[str], page: str, sentence: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for work in ("reproduce.reproduce", "screen.screen"):
+        monkeypatch.setattr(f"onenet_bench.{work}", lambda *_, **__: pytest.fail("it begins"))
+    (tmp_path / "file").touch()
+    (tmp_path / "folder.html").mkdir()
+    with pytest.raises(OnenetBenchError, match=sentence):
+        app([*words, page], standalone_mode=False)
+
+
 @pytest.mark.slow
 def test_a_whole_table_in_smoke(tmp_path: Path) -> None:
     done = call("table1", "--smoke", "--seeds", "0", "--epochs", "1", "--json", cwd=tmp_path)

@@ -30,6 +30,7 @@ from onenet_bench.cli.options import (
     Steps,
     app,
     check_device,
+    check_page,
     command_line,
     file_name,
     fresh,
@@ -270,14 +271,15 @@ def screen(
 
     reached = spaces.load(space)
     limits = tuple(map(Budget.parse, budget)) if budget else reached.budget
+    page = out or REPORTS / f"screen-{file_name(reached.name)}.html"
+    check_page(page)
     found = screening.screen(
         reached, resolution or reached.task.get("resolution", 64), classes=classes, in_channels=channels,
         most=screening.MOST if most is None else most, seed=seed,
     )  # fmt: skip
     facts = survey.screening_facts(found, limits)
     command = command_line()
-    name = file_name(reached.name)
-    page = write_screening(facts, out or REPORTS / f"screen-{name}.html", command)
+    write_screening(facts, page, command)
     if json_:
         print_json({**survey.to_dict(facts), "report": str(page)})
     else:

@@ -28,6 +28,7 @@ from onenet_bench.cli.options import (
     Threads,
     app,
     check_device,
+    check_page,
     command_line,
     fresh,
     go_on,
@@ -240,14 +241,14 @@ def reproduce(
     from onenet_bench import reproduce as reproduction
     from onenet_bench.record import usable_cores
     from onenet_bench.report import reproduce as pages
-    from onenet_bench.report.html_file import check_html
 
     check_device(device)
     if smoke and (root or data):
         raise RecipeError("a smoke run draws its own data, but got --root or --data; leave them out, or --smoke")
     kinds = reproduction.published(table).data
-    if html:
-        check_html(html)  # before days of training
+    name = f"{table}-smoke" if smoke else table
+    page = html or REPORTS / f"reproduce-{name}.html"
+    check_page(page)
     asked = reproduction.order(
         table,
         data=datasets.split(",") if datasets else None,
@@ -265,14 +266,13 @@ def reproduce(
         weights={method: Path(path) for method, path in read_pairs("--weights", weights).items()},
     )
     torch.set_num_threads(threads or (1 if smoke else usable_cores()))  # tiny nets are faster on one
-    name = f"{table}-smoke" if smoke else table
     folder = out or REPRODUCED / name
     finished = reproduction.reproduce(
         asked, settings, folder, command=command_line(), device=device,
         heard=lambda line: print(line, file=sys.stderr),
     )  # fmt: skip
     facts = pages.reproduction_facts(folder)
-    page = pages.write_reproduction(facts, html or REPORTS / f"reproduce-{name}.html")
+    pages.write_reproduction(facts, page)
     if json_:
         print_json({"folder": str(folder), "report": str(page), **pages.to_dict(facts)})
     else:
