@@ -33,6 +33,7 @@ from numpy.typing import NDArray
 
 from onenet_bench.data.paths import expanded
 from onenet_bench.errors import DataError
+from onenet_bench.files import alone
 
 Arrays = Mapping[str, NDArray[Any]]
 Rows = Iterable[tuple[str, int, NDArray[np.uint8]]]
@@ -177,9 +178,12 @@ def _read(place: Path) -> Arrays | None:
 
 def _write(place: Path, built: Arrays) -> None:
     place.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(
-        dir=place.parent, prefix=f".{place.name}-", ignore_cleanup_errors=True
-    ) as workplace:
+    with (
+        tempfile.TemporaryDirectory(
+            dir=place.parent, prefix=f".{place.name}-", ignore_cleanup_errors=True
+        ) as workplace,
+        alone(Path(workplace), FileExistsError(), lenient=True),
+    ):
         draft, damaged = Path(workplace, "draft"), Path(workplace, "damaged")
         draft.mkdir()
         digests = {}
@@ -192,6 +196,9 @@ def _write(place: Path, built: Arrays) -> None:
             with suppress(FileNotFoundError):
                 place.replace(damaged)
             draft.replace(place)
+    for left in place.parent.glob(f".{place.name}-*"):  # by writers that were killed; who lives is alone in its own
+        with suppress(OSError), alone(left, FileExistsError()):
+            shutil.rmtree(left)
 
 
 def _stat(path: Path) -> list[int]:

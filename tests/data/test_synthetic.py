@@ -5,6 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import multiprocessing
+import os
+import shutil
+import signal
 import warnings
 from pathlib import Path
 
@@ -13,9 +16,10 @@ import pytest
 from numpy.typing import NDArray
 
 from onenet_bench import data
-from onenet_bench.data import synthetic
+from onenet_bench.data import _cache, synthetic
 from onenet_bench.data.synthetic import SyntheticSpec, render
 from onenet_bench.errors import DataError
+from onenet_bench.files import alone
 
 SMALL = {"train": 4, "validation": 2, "test": 1}
 CLEAN = "noise=0,illumination=0"
@@ -296,6 +300,23 @@ def test_a_damaged_entry_is_made_again(damage: object, cache: Path) -> None:
         assert all(np.array_equal(a.images, b) for a, b in zip(found, expected, strict=True))
         assert isinstance(found[0].images, np.memmap)
     assert list(cache.iterdir()) == [entry]
+
+
+def test_what_a_killed_writer_left_is_removed_and_what_a_living_one_writes_is_not(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patched:
+        patched.setattr(_cache, "sha256", lambda _: os.kill(os.getpid(), signal.SIGKILL))
+        killed = multiprocessing.get_context("fork").Process(target=_load_and_hash, args=(0,))
+        killed.start()
+        killed.join()
+    (left,) = cache.iterdir()
+    assert (left / "draft").is_dir()
+    living = left.with_name(left.name + "-living")
+    shutil.copytree(left, living)
+    with alone(living, AssertionError()):
+        _load_and_hash(0)
+    assert sorted(path.name for path in cache.iterdir()) == sorted([living.name, left.name[1:].rpartition("-")[0]])
 
 
 def _parts(splits: data.Splits) -> list[data.Samples]:
