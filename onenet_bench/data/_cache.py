@@ -224,11 +224,12 @@ def _stream(place: Path, shapes: Mapping[str, tuple[int, ...]], items: int, conv
         files = [draft / f"{name}.npy" for name in shapes]
         (draft / _STATS).write_text(json.dumps({path.name: _stat(path) for path in files}))
         (draft / _DIGESTS).write_text(json.dumps({path.name: sha256(path) for path in files}, indent=1))
+        if place.is_dir() and not place.is_symlink():  # a damaged entry; a folder can be moved onto nothing only
+            shutil.rmtree(place)
+        else:
+            place.unlink(missing_ok=True)
         (draft / _JOURNAL).unlink()
-        with tempfile.TemporaryDirectory(dir=place.parent, prefix=draft.name, ignore_cleanup_errors=True) as workplace:
-            with suppress(FileNotFoundError):
-                place.replace(Path(workplace, "damaged"))
-            draft.replace(place)
+        draft.replace(place)
 
 
 def _fill(draft: Path, shapes: Mapping[str, tuple[int, ...]], items: int, convert: Callable[[int], Rows]) -> None:

@@ -94,6 +94,29 @@ def test_a_killed_conversion_is_gone_on_with(cache: Path, monkeypatch: pytest.Mo
     assert rest.items == [7, 8, 9]
 
 
+def test_a_conversion_killed_at_its_end_leaves_a_draft_only(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _cache.streamed("set", SHAPES, ITEMS, _convert)
+    (cache / "set/images.npy").write_bytes(b"damaged")
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "replace", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+        killed = multiprocessing.get_context("fork").Process(
+            target=_cache.streamed, args=("set", SHAPES, ITEMS, _convert)
+        )
+        killed.start()
+        killed.join()
+    assert killed.exitcode == -signal.SIGKILL
+    assert _whole(_cache.streamed("set", SHAPES, ITEMS, _convert))
+    assert [path.name for path in cache.iterdir()] == ["set"]
+
+
+@pytest.mark.parametrize("spoil", [Path.touch, Path.mkdir, lambda path: path.symlink_to(path.parent)])
+def test_what_stands_in_the_place_of_an_entry_goes(spoil: Callable[[Path], None], cache: Path) -> None:
+    cache.mkdir()
+    spoil(cache / "set")
+    assert _whole(_cache.streamed("set", SHAPES, ITEMS, _convert))
+    assert [path.name for path in cache.iterdir()] == ["set"]
+
+
 def test_a_torn_line_of_the_journal_is_an_item_to_do(cache: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         _cache.streamed("set", SHAPES, ITEMS, _Counted(3, KeyboardInterrupt()))
