@@ -264,21 +264,21 @@ def final_rows(facts: FinalFacts) -> list[dict[str, Any]]:
 
 
 def final_table(facts: FinalFacts) -> Table:
-    """The same for a terminal."""
-    title = SCORES[facts.score].title
+    """The same for a terminal: of two lines a net, so that 80 columns hold it."""
     table = Table(
-        title="trained anew: mean ± standard deviation over fresh seeds", title_justify="left",
-        caption=_missing(facts) or None, caption_justify="left",
+        title=f"{SCORES[facts.score].title} of nets trained anew: mean ± standard deviation over fresh seeds; in the "
+        "search it was one seed's, on validation",
+        title_justify="left", caption=_missing(facts) or None, caption_justify="left", box=None, padding=(0, 1, 0, 0),
     )  # fmt: skip
     table.add_column("Net", overflow="fold")
-    for heading in ("in the search,\nvalidation", "validation", "test", "on the front\nwith probability"):
-        table.add_column(f"{title}\n{heading}" if "front" not in heading else heading, justify="right", no_wrap=True)
-    for name in facts.costs:
-        table.add_column(NUMBERS[name].title.replace(" ", "\n"), justify="right", no_wrap=True)
+    costs = (NUMBERS[name].title.replace(" ", "\n") for name in facts.costs)
+    for heading in ("in the\nsearch", "validation", "test", "likely\non the\nfront", *costs):
+        table.add_column(heading, justify="right", no_wrap=True)
     for row in rows_of(facts):
         failed = f"  ({row['failed']} failed)" if row["failed"] else ""
-        net = f"{escape(row['name'])}  {escape(row['label'])}{failed}"
-        table.add_row(net, row["searched"], row["validation"], row["test"], row["probability"], *row["costs"])
+        net = f"[bold]{escape(row['name'])}[/]{failed}\n{escape(row['label'])}"
+        spreads = (row[split].replace(" ±", "\n±") for split in ("validation", "test"))
+        table.add_row(net, row["searched"], *spreads, row["probability"], *row["costs"])
     return table
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import statistics
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from onenet_bench import ledger, pareto
 from onenet_bench.ledger import Ledger
@@ -214,3 +216,18 @@ def test_the_page_holds_every_contestant(run: Written, tmp_path: Path) -> None:
     assert "0.520 ± 0.020" in section
     assert "The test split was not looked at in the search." in section
     assert section.count("baseline</span>") == 1
+
+
+@pytest.mark.parametrize("objectives", [("miou", "macs"), ("miou_fg", "macs", "parameters", "peak_inference_mib")])
+def test_80_columns_hold_names_and_numbers(make_run: MakeRun, objectives: tuple[str, ...]) -> None:
+    run = make_run(objectives=objectives)
+    write_final(run, {f"trial {r.trial}": (0.5, 0.52, 0.54) for r in nets_of(run)})
+    facts = final_facts(read_run(run.path))
+    assert facts is not None
+    out = io.StringIO()
+    Console(width=80, file=out).print(final_table(facts))
+    assert "…" not in out.getvalue()
+    words = out.getvalue().split()
+    for row in rows_of(facts):
+        told = [row["name"], row["label"], row["searched"], row["validation"], row["test"], row["probability"]]
+        assert {word for text in (*told, *row["costs"]) for word in text.split()} <= set(words)
