@@ -86,7 +86,7 @@ def terminal_table(facts: ScreeningFacts) -> Group:
     image = f"one {facts.in_channels}x{facts.resolution}x{facts.resolution} image, {facts.classes} classes"
     parts: list[Any] = [Text(": ".join(filter(None, (facts.space, facts.summary)))), Text(image), Text(), counts]
     if facts.limits:
-        limits = _table("limit", "at most >", "nets within it >", "more would fit without it >", "least there is >")
+        limits = _table("limit", "at most >", "nets\nwithin it >", "more would fit\nwithout it >", "least\nthere is >")
         for limit in facts.limits:
             _, least = show_apart(limit.cost, limit.at_most, limit.least)
             limits.add_row(
@@ -112,18 +112,18 @@ def terminal_table(facts: ScreeningFacts) -> Group:
     parts += [Text(), fronts]
     if facts.largest.nets:
         names = list(dict.fromkeys([*BUCKETED, *(limit.cost for limit in facts.limits)]))
-        largest = _table("largest that fit", *(f"{title(name)} >" for name in names), "choices")
+        largest = _table("largest that fit", *(title(name).replace(" ", "\n") + " >" for name in names))
         for index in spread(facts.largest.nets, LISTED):
             net = facts.nets[index]
-            largest.add_row(escape(net.label), *(show(name, net.costs[name]) for name in names),
-                            escape(choices_text(net)))  # fmt: skip
+            text = f"{escape(net.label)}\n{escape(choices_text(net))}"
+            largest.add_row(text, *(show(name, net.costs[name]) for name in names))
         parts += [Text(), largest]
     return Group(*parts)
 
 
 def _table(*headings: str) -> Table:
     """A table without lines; columns whose heading ends in > are numbers."""
-    table = Table(box=None, padding=(0, 2))
+    table = Table(box=None, padding=(0, 1))
     for heading in headings:
         number = heading.endswith(">")
         table.add_column(heading.rstrip("> "), justify="right" if number else "left", no_wrap=number, overflow="fold")

@@ -281,6 +281,20 @@ def test_the_terminal_says_the_same(facts: ScreeningFacts) -> None:
         assert survey_words.choices_text(facts.nets[index]) in text
 
 
+def test_80_columns_hold_names_and_numbers(facts: ScreeningFacts) -> None:
+    console = Console(width=80, file=io.StringIO())
+    console.print(survey_words.terminal_table(facts))
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "…" not in text
+    for limit in facts.limits:
+        line = next(line for line in text.splitlines() if line.split()[:1] == [survey.title(limit.cost).split()[0]])
+        assert f" {limit.within} " in line
+    words = set(text.split())
+    for index in facts.largest.nets:
+        net = facts.nets[index]
+        assert {*net.label.split(), *survey_words.choices_text(net).split()} <= words
+
+
 def test_the_json_can_be_read_again(facts: ScreeningFacts) -> None:
     said = json.loads(json.dumps(survey.to_dict(facts), allow_nan=False))
     assert said["distinct"] == facts.distinct
