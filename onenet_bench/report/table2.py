@@ -27,6 +27,7 @@ from onenet_bench.plan import plan, smallest
 from onenet_bench.record import COSTS, Costs
 from onenet_bench.report import words
 from onenet_bench.report.html_file import write_html
+from onenet_bench.report.tables import ByWidth
 from onenet_bench.spec import NetSpec, StageSpec, StemSpec
 
 SOURCE = "arXiv 2411.09838, Table 2"
@@ -342,12 +343,14 @@ TRUE_HEADINGS = (*TRUE.values(), "receptive field", "MACs beside U-Net_4", "FLOP
 def terminal_table(facts: Table2) -> Group:
     """For a terminal: published and counted side by side, the true numbers, the differences and the claims."""
     printed = Table(title=f"{SOURCE}, input 1×3×{RESOLUTION}×{RESOLUTION}: published, and counted here",
-                    title_justify="left", box=None, padding=(0, 1))  # fmt: skip
-    printed.add_column("net")
-    for quantity in QUANTITIES.values():
-        printed.add_column(quantity.title, justify="right")
-        printed.add_column("counted", justify="right")
-        printed.add_column("")
+                    title_justify="left", box=None, padding=(0, 1, 0, 0))  # fmt: skip
+    printed.add_column("net", no_wrap=True)
+    marked = {name for _, name, _ in facts.differing}
+    for name, quantity in QUANTITIES.items():
+        printed.add_column(quantity.title.replace(" (", "\n("), justify="right", no_wrap=True)
+        printed.add_column("counted", justify="right", no_wrap=True)
+        if name in marked:
+            printed.add_column("", no_wrap=True)
     notes: list[str] = []
     for net in facts.nets:
         row: list[str | Text] = [net.label]
@@ -357,20 +360,31 @@ def terminal_table(facts: Table2) -> Group:
                 notes.append(f"({len(notes) + 1}) {net.label}, {QUANTITIES[name].title}: {cell.reason}.")
                 mark = f"≠ ({len(notes)})"
             style = "" if cell.matches else "bold yellow"
-            row += [Text(cell.published, style), Text(cell.counted, style), Text(mark, style)]
+            row += [Text(cell.published, style), Text(cell.counted, style), *([Text(mark, style)] * (name in marked))]
         printed.add_row(*row)
-    true = Table(title="\nThe true numbers, one image", title_justify="left", box=None, padding=(0, 2, 0, 1))
-    true.add_column("net")
-    for heading in TRUE_HEADINGS:
-        true.add_column(heading, justify="right")
-    for net in facts.nets:
-        true.add_row(net.label, *true_numbers(net))
-    claims = Table(title="\nThe paper's claims", title_justify="left", box=None, padding=(0, 1))
+    true = ByWidth(
+        least=110,
+        wide=_true_table(facts, 0, len(TRUE_HEADINGS)),
+        narrow=Group(_true_table(facts, 0, len(TRUE)), Text(), _true_table(facts, len(TRUE), len(TRUE_HEADINGS))),
+    )
+    claims = Table(title="\nThe paper's claims", title_justify="left", box=None, padding=(0, 1, 0, 0))
     for heading in ("where", "claim", "counted", "what is counted"):
         claims.add_column(heading)
     for claim in facts.claims:
         claims.add_row(claim.where, claim.claim, claim.counted, claim.how)
     return Group(printed, Text("\n".join(["", facts.summary, *notes])), true, claims)
+
+
+def _true_table(facts: Table2, begin: int, end: int) -> Table:
+    """Some columns of the true numbers."""
+    table = Table(title=None if begin else "\nThe true numbers, one image", title_justify="left", box=None,
+                  padding=(0, 2, 0, 0))  # fmt: skip
+    table.add_column("net", no_wrap=True)
+    for heading in TRUE_HEADINGS[begin:end]:
+        table.add_column(heading.replace(" ", "\n"), justify="right", no_wrap=True)
+    for net in facts.nets:
+        table.add_row(net.label, *true_numbers(net)[begin:end])
+    return table
 
 
 def csv_text(facts: Table2) -> str:

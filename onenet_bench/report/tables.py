@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.markup import escape
 from rich.table import Table
 
@@ -260,6 +261,18 @@ def duration(seconds: float) -> str:
             rest = total % size // small if total < 10 * size else 0
             return f"{total // size:,}{NBSP}{big}" + (f" {rest}{NBSP}{name}" if rest else "")
     return f"{total}{NBSP}s"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ByWidth:
+    """``wide`` in a terminal of at least ``least`` columns, else ``narrow``."""
+
+    least: int
+    wide: RenderableType
+    narrow: RenderableType
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        yield self.wide if options.max_width >= self.least else self.narrow
 
 
 # The front in a terminal -----------------------------------------------------------------------------------

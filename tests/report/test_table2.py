@@ -166,8 +166,8 @@ def test_the_claims_say_what_was_counted() -> None:
 # Forms ---------------------------------------------------------------------------------------------------------
 
 
-def in_a_terminal() -> str:
-    console = Console(width=200, file=io.StringIO(), force_terminal=False)
+def in_a_terminal(width: int = 200) -> str:
+    console = Console(width=width, file=io.StringIO(), force_terminal=False)
     console.print(terminal_table(table2_facts()))
     text: str = console.file.getvalue()  # type: ignore[attr-defined]
     return text
@@ -182,6 +182,18 @@ def test_the_terminal_marks_what_differs_and_says_why() -> None:
     assert "(1) U-Net_4, FLOPS (GB): misprint: 104.72 should read 104.76" in text
     assert re.search(r"OneNet_e,d,4 .*9,073,836 +11,407,458,304 .*16 × 40 +−75\.1 % +−78\.1 %", text)
     assert "34 of 36 published figures" in text
+
+
+@pytest.mark.parametrize("width", [80, 100, 120])
+def test_a_narrow_terminal_shows_every_number_whole(width: int) -> None:
+    text = in_a_terminal(width)
+    assert "…" not in text
+    assert max(map(len, text.splitlines())) <= width
+    for net in table2_facts().nets:
+        lines = [line for line in text.splitlines() if line.split()[:1] == [net.label]]
+        said = " ".join(" ".join(lines).split())
+        assert all(f" {cell.published} {cell.counted} " in f"{said} " for cell in net.cells.values())
+        assert all(number in said for number in table2.true_numbers(net))
 
 
 def test_csv_and_json_say_the_same() -> None:
