@@ -99,9 +99,9 @@ class Figures(HTMLParser):
             self.found.setdefault((self._where["h3"], self._where["th"]), []).append(text)
 
 
-def in_a_terminal(facts: Reproduction) -> str:
+def in_a_terminal(facts: Reproduction, width: int = 240) -> str:
     out = StringIO()
-    Console(file=out, width=240).print(terminal_table(facts))
+    Console(file=out, width=width).print(terminal_table(facts))
     return out.getvalue()
 
 
@@ -251,6 +251,11 @@ def test_a_page_has_every_published_figure_and_says_what_it_is(smoke: Path) -> N
         assert str(cell(facts, "msd-heart", "onenet_ed_4_c").ours["dsc"]) in text
         assert "not asked for" in text
         assert "Oxford-IIIT Pet, trimaps, 33 training, 4 validation and 37 test images" in text
+    narrow = in_a_terminal(facts, width=80)
+    assert "…" not in narrow
+    for one in facts.cells:
+        assert all(f"{ours.score} {ours} " in narrow for ours in one.ours.values())
+        assert all(f" {figure} " in narrow for figure in one.published.values())
     assert STATEMENT in page.text
     assert all(reading in page.text for reading in READINGS)
     assert "of every patient volume" in page.text

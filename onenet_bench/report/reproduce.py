@@ -38,6 +38,7 @@ from onenet_bench.report.published import (
     WIDTH,
     PublishedTable,
 )  # fmt: skip
+from onenet_bench.report.tables import ByWidth
 
 STATEMENT = (
     "The published mAP, mIoU and DSC came from an evaluator that is wrong: it hands maps of class indices to "
@@ -303,24 +304,11 @@ _DEFINED = {"ce_weighted": "mean over the split's valid pixels in nats, those of
 def terminal_table(facts: Reproduction) -> Group:
     """For a terminal: a block for every data set, then deviations, absent data and the statement."""
     table = TABLES[facts.table]
-    parts: list[Table | Text] = [Text(f"{table.title} of {SOURCE}. {facts.summary}")]
+    parts: list[ByWidth | Text] = [Text(f"{table.title} of {SOURCE}. {facts.summary}")]
     for data in table.data:
         title = f"\n{DATA[data].label}: {DATA[data].title}{_comma(facts.sizes.get(data))}"
-        block = Table(box=None, padding=(0, 1))
         cells = [cell for cell in facts.cells if cell.data == data]
-        block.add_column("net")
-        for name, ours in cells[0].ours.items():
-            block.add_column(QUANTITIES[name].title, justify="right")
-            block.add_column(f"our {ours.score}", justify="right")
-        block.add_column("seeds", justify="right")
-        block.add_column("")
-        for cell in cells:
-            row = [table.rows[cell.method].label]
-            for name, ours in cell.ours.items():
-                row += [cell.published[name], str(ours)]
-            notes = [*(f"({mark})" for mark in cell.marks), *cell.missing] if cell.asked else ["not asked for"]
-            block.add_row(*row, str(len(cell.seeds)), " ".join(notes))
-        parts += [Text(title), block]
+        parts += [Text(title), ByWidth(least=150, wide=_block(table, cells), narrow=_narrow_block(table, cells))]
     lines = [
         f"({number}) {deviation.sentence}{' (everywhere)' if deviation.everywhere else ''}"
         for number, deviation in enumerate(facts.deviations, start=1)
@@ -329,6 +317,45 @@ def terminal_table(facts: Reproduction) -> Group:
     parts += [Text(f"\n{DATA[name].label} is absent: {why}") for name, why in facts.absent.items()]
     parts.append(Text(f"\n{STATEMENT}"))
     return Group(*parts)
+
+
+def _block(table: PublishedTable, cells: list[Cell]) -> Table:
+    """The cells of a data set, a line each."""
+    block = Table(box=None, padding=(0, 1))
+    block.add_column("net")
+    for name, ours in cells[0].ours.items():
+        block.add_column(QUANTITIES[name].title, justify="right")
+        block.add_column(f"our {ours.score}", justify="right")
+    block.add_column("seeds", justify="right")
+    block.add_column("")
+    for cell in cells:
+        row = [table.rows[cell.method].label]
+        for name, ours in cell.ours.items():
+            row += [cell.published[name], str(ours)]
+        block.add_row(*row, str(len(cell.seeds)), _notes(cell))
+    return block
+
+
+def _narrow_block(table: PublishedTable, cells: list[Cell]) -> Table:
+    """The same, a line for every quantity."""
+    block = Table(box=None, padding=(0, 1))
+    block.add_column("net", no_wrap=True)
+    for heading in ("published", "ours", "seeds"):
+        block.add_column(heading, justify="right", no_wrap=True)
+    block.add_column("")
+    for cell in cells:
+        first, *rest = [
+            (f"{QUANTITIES[name].title} {cell.published[name]}", f"{ours.score} {ours}")
+            for name, ours in cell.ours.items()
+        ]
+        block.add_row(table.rows[cell.method].label, *first, str(len(cell.seeds)), _notes(cell))
+        for pair in rest:
+            block.add_row("", *pair)
+    return block
+
+
+def _notes(cell: Cell) -> str:
+    return " ".join([*(f"({mark})" for mark in cell.marks), *cell.missing]) if cell.asked else "not asked for"
 
 
 def _comma(text: str | None) -> str:
