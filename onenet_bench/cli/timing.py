@@ -75,20 +75,26 @@ def _print_times(rows: list[dict[str, Any]], found: tuple[Latency, ...]) -> None
     from rich.markup import escape
     from rich.table import Table
 
-    table = Table(title=str(found[0].conditions), title_justify="left", box=None, padding=(0, 2))
-    table.add_column("net")
+    table = Table(box=None, padding=(0, 1, 0, 0))
+    table.add_column("net", overflow="fold")
     is_predicted = "predicted_ms" in rows[0]
-    for heading in ("median ms", "quartiles", "runs", "relative", "GMAC/s", "waited for a core",
-                    *(["predicted ms"] if is_predicted else [])):  # fmt: skip
-        table.add_column(heading, justify="right")
+    for heading in ("median\nms", "quartiles", "runs", "relative", "GMAC/s", "waited\nfor a\ncore",
+                    *(["predicted\nms"] if is_predicted else [])):  # fmt: skip
+        table.add_column(heading, justify="right", no_wrap=True)
     for row in rows:
-        low, high = row["quartiles_ms"]
-        table.add_row(escape(row["net"]), f"{row['median_ms']:.3g}", f"{low:.3g} to {high:.3g}", str(row["samples"]),
+        low, high = map(_three_digits, row["quartiles_ms"])
+        table.add_row(escape(row["net"]), _three_digits(row["median_ms"]), f"{low} to {high}", str(row["samples"]),
                       f"{row['relative']:.2f}", f"{row['macs_per_second'] / 1e9:.1f}", f"{row['waited_share']:.0%}",
-                      *([f"{row['predicted_ms']:.3g}"] if is_predicted else []))  # fmt: skip
+                      *([_three_digits(row["predicted_ms"])] if is_predicted else []))  # fmt: skip
+    print(found[0].conditions)
     print_table(table)
     machine = found[0].place["machine"]
     print(f"on {machine['gpu'] or machine['cpu']}; time on a core, without waiting for one")
+
+
+def _three_digits(value: float) -> str:
+    """``7.00`` and ``1234``: three significant digits, whole numbers whole."""
+    return f"{value:.0f}" if value >= 99.95 else f"{value:#.3g}"
 
 
 def _print_predictor(predictor: Predictor, judgement: Judgement | None) -> None:

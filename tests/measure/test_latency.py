@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from onenet_bench import zoo
 from onenet_bench.errors import MeasureError, SpecError
@@ -274,7 +275,21 @@ def test_the_table_names_what_was_measured(
         app(["latency", *files, "--resolution", "16", "--repeats", "3", "--threads", "2"])
     said = capsys.readouterr().out
     assert "onnxruntime, deployed form, 2 threads, batch 1, 16 px, float32" in said
-    assert re.search(r"6\.toml +1 +0\.75 to 1\.25 +3 +1\.00 +\S+ +50%", said)  # 1, 2, 3 ms, half of it waited
+    assert re.search(r"6\.toml +1\.00 +0\.750 to 1\.25 +3 +1\.00 +\S+ +50%", said)  # 1, 2, 3 ms, half of it waited
+
+
+def test_80_columns_hold_names_and_numbers(
+    stopwatch: Stopwatch, files: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from onenet_bench.cli import app, timing
+
+    monkeypatch.setattr(timing, "print_table", Console(width=80).print)
+    with pytest.raises(SystemExit):
+        app(["latency", *files, "--resolution", "16", "--repeats", "3"])
+    said = capsys.readouterr().out
+    assert "…" not in said
+    assert said.count(" 0.750 to 1.25 ") == len(files)
+    assert all(file in re.sub(r" .*\n|\n", "", said) for file in files)
 
 
 WRONG = {
