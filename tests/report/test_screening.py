@@ -173,3 +173,12 @@ def test_nothing_sticks_out_and_text_can_be_read(reader: Reader, width: int, sch
     ink = "getComputedStyle(document.body).color"
     reader.until(f"getComputedStyle(document.querySelector('.panel .xtitle')).fill === {ink}")
     assert page.evaluate(ink) == ("rgb(27, 33, 39)" if scheme == "light" else "rgb(228, 232, 236)")
+
+
+def test_a_printed_page_loses_no_column(reader: Reader) -> None:
+    page = reader.page
+    page.evaluate("document.querySelectorAll('details').forEach((each) => { each.open = true; })")
+    page.emulate_media(media="print")
+    page.set_viewport_size({"width": 680, "height": 900})  # A4 between margins of 15 mm
+    ends = "[...document.querySelectorAll('table')].map((table) => table.getBoundingClientRect().right)"
+    assert max(page.evaluate(ends)) <= 680

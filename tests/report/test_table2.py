@@ -348,6 +348,10 @@ def test_the_page_in_a_browser(tmp_path: Path) -> None:
             assert marked.evaluate(colour) != plain.evaluate(colour)
             page.locator("sup a").first.click()
             assert page.url.endswith("#difference-1")
+        page.emulate_media(media="print")
+        page.set_viewport_size({"width": 680, "height": 900})  # A4 between margins of 15 mm
+        ends = "[...document.querySelectorAll('table')].map((table) => table.getBoundingClientRect().right)"
+        assert max(page.evaluate(ends)) <= 680
         browser.close()
     assert wrong == []
     assert set(requests) <= {out.as_uri(), out.as_uri() + "#difference-1"}
