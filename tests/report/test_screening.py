@@ -136,6 +136,20 @@ def test_a_click_on_a_net_shows_its_row(reader: Reader, facts: ScreeningFacts) -
     reader.until("document.querySelector('tr.shown').getBoundingClientRect().bottom <= innerHeight")
 
 
+def test_a_click_on_a_net_without_a_row_says_so(reader: Reader, facts: ScreeningFacts) -> None:
+    panel = reader.page.locator(".panel").nth(0)
+    panel.scroll_into_view_if_needed()
+    panel.locator("select.x").select_option("activation_bytes")
+    reader.until("document.querySelector('.panel .xtitle').textContent.startsWith('Activations')")
+    listed = {index for front in facts.fronts for index in front.nets}
+    point = next(point for point in points(reader, 0, "most") if point["net"] not in listed)
+    reader.page.mouse.click(point["left"], point["top"])
+    reader.until("document.querySelector('.unlisted').textContent.includes('not in the table')")
+    assert reader.page.locator("tr.shown").count() == 0
+    panel.locator("select.x").select_option("macs")
+    assert panel.locator(".unlisted").inner_text() == ""
+
+
 def test_menus_change_the_axes(reader: Reader, facts: ScreeningFacts) -> None:
     panel = reader.page.locator(".panel").nth(0)
     panel.locator("select.x").select_option("activation_bytes")

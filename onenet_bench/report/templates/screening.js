@@ -2,7 +2,7 @@
   const DATA = JSON.parse(document.getElementById("data").textContent);
 
   function begin(panel) {
-    const chart = panel.querySelector(".chart"), chosen = {};
+    const chart = panel.querySelector(".chart"), unlisted = panel.querySelector(".unlisted"), chosen = {};
     const redraw = () => draw(chart, DATA.pairs[chosen.x + "/" + chosen.y]);
     for (const [axis, other] of [["x", "y"], ["y", "x"]]) {
       const menu = panel.querySelector("select." + axis);
@@ -13,15 +13,20 @@
           panel.querySelector("select." + other).value = chosen[other];
         }
         chosen[axis] = menu.value;
+        unlisted.textContent = "";
         redraw();
       });
     }
-    redraw().then(() => chart.on("plotly_click", (event) => show(event.points[0].customdata)));
+    redraw().then(() => chart.on("plotly_click", (event) => {
+      const net = event.points[0].customdata;
+      if (typeof net === "number") show(net, unlisted); // and no cell of a map
+    }));
   }
 
-  /** Show a net's row of the table, where it has one. */
-  function show(net) {
+  /** Show a net's row of the table; where it has none, say so. */
+  function show(net, unlisted) {
     const row = document.querySelector(`tr[data-net="${net}"]`);
+    unlisted.textContent = row ? "" : "This net is not in the table, which lists the fronts that the charts show first.";
     if (!row) return;
     document.querySelectorAll("tr.shown").forEach((other) => other.classList.remove("shown"));
     row.classList.add("shown");
