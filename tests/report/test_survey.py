@@ -24,6 +24,7 @@ from onenet_bench.pareto import dominates
 from onenet_bench.report import survey, survey_words
 from onenet_bench.report.screening import build_screening, plot_histogram, plot_pair, write_screening
 from onenet_bench.report.survey import ScreeningFacts, screening_facts
+from onenet_bench.report.tables import show
 from onenet_bench.screen import SCREENED, screen
 from onenet_bench.space import SearchSpace
 
@@ -199,6 +200,16 @@ def test_buckets_divide_the_nets(facts: ScreeningFacts, alone: pd.DataFrame) -> 
                     rows[other].max(),
                 )
     assert 5e6 in {bucket.at_most for bucket in facts.buckets["macs"]}, "the limit divides"
+
+
+def test_a_limit_between_buckets_is_marked() -> None:
+    limit = Budget.parse("peak_inference_mib <= 0.52")
+    said = facts_of("hybrid", [limit])
+    buckets = said.buckets["peak_inference_mib"]
+    assert limit.limit not in {bucket.at_most for bucket in buckets}, "none ends there"
+    page = build_screening(said, "onenet-bench screen")
+    (row,) = re.findall('<tr class="limit"><th scope="row">(.*?)</th>', page)
+    assert row == f"{show('peak_inference_mib', 0.4)} – {show('peak_inference_mib', 0.45)}"
 
 
 def test_a_net_at_its_limit_is_within_it(alone: pd.DataFrame) -> None:
