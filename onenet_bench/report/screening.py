@@ -173,6 +173,9 @@ def build_screening(facts: ScreeningFacts, command: str) -> str:
         "histograms": {h.cost: words.figure_json(plot_histogram(h)) for h in facts.histograms},
         "pairs": {f"{pair.x}/{pair.y}": words.figure_json(plot_pair(facts, pair)) for pair in facts.pairs},
     }
+    listed = _listed(facts)
+    largest = [facts.nets[index] for index in spread(facts.largest.nets, survey.LISTED)]
+    compared = list(dict.fromkeys(pair.x for pair in facts.pairs))
     return words.render(
         "screening.html.jinja",
         command=command,
@@ -181,13 +184,17 @@ def build_screening(facts: ScreeningFacts, command: str) -> str:
         facts=facts,
         survey=survey,
         said=survey_words,
-        listed=_listed(facts),
-        largest=[
-            (facts.nets[facts.largest.nets[i]], facts.largest.alike[i])
-            for i in spread(range(len(facts.largest.nets)), survey.LISTED)
-        ],
+        listed=list(zip(listed, survey_words.costs_texts([facts.nets[i] for i, _ in listed], compared), strict=True)),
+        largest=list(
+            zip(
+                largest,
+                spread(facts.largest.alike, survey.LISTED),
+                survey_words.costs_texts(largest, compared),
+                strict=True,
+            )
+        ),
         histograms=[h for h in facts.histograms if h.cost != "parameters_used" or not facts.all_used],
-        compared=list(dict.fromkeys(pair.x for pair in facts.pairs)),
+        compared=compared,
         colours={"fits": FRONT, "rest": DOMINATED, "least": LEAST, "most": KNEE, "largest": LARGEST},
         columns=COSTS,
         show=show,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from rich.console import Group
@@ -11,7 +12,7 @@ from rich.text import Text
 
 from onenet_bench.report.figures import spread
 from onenet_bench.report.survey import BUCKETED, LISTED, Net, ScreeningFacts, title
-from onenet_bench.report.tables import NBSP, plain, show, show_apart, show_limit
+from onenet_bench.report.tables import NBSP, plain, show_apart, show_limit
 
 
 def percent(share: float | None) -> str:
@@ -113,10 +114,9 @@ def terminal_table(facts: ScreeningFacts) -> Group:
     if facts.largest.nets:
         names = list(dict.fromkeys([*BUCKETED, *(limit.cost for limit in facts.limits)]))
         largest = _table("largest that fit", *(title(name).replace(" ", "\n") + " >" for name in names))
-        for index in spread(facts.largest.nets, LISTED):
-            net = facts.nets[index]
-            text = f"{escape(net.label)}\n{escape(choices_text(net))}"
-            largest.add_row(text, *(show(name, net.costs[name]) for name in names))
+        nets = [facts.nets[index] for index in spread(facts.largest.nets, LISTED)]
+        for net, texts in zip(nets, costs_texts(nets, names), strict=True):
+            largest.add_row(f"{escape(net.label)}\n{escape(choices_text(net))}", *texts)
         parts += [Text(), largest]
     return Group(*parts)
 
@@ -133,3 +133,9 @@ def _table(*headings: str) -> Table:
 def choices_text(net: Net) -> str:
     """``depth 3, width 12, …``."""
     return ", ".join(f"{name} {plain(value)}" for name, value in net.choices.items())
+
+
+def costs_texts(nets: Sequence[Net], names: Sequence[str]) -> list[list[str]]:
+    """Each net's costs of these ``names``; all of a cost in full where different ones would look the same."""
+    columns = [show_apart(name, *(net.costs[name] for net in nets)) for name in names]
+    return [list(row) for row in zip(*columns, strict=True)]

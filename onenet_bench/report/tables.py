@@ -205,9 +205,12 @@ def show(name: str, value: float | None) -> str:
 
 
 def show_apart(name: str, *values: float) -> list[str]:
-    """``show`` of each of ``values``; in full where different ones would look the same."""
+    """``show`` of each of ``values``; with as many more digits as it takes where different ones would look the same."""
     shown = [show(name, value) for value in values]
-    return [_in_full(name, value) for value in values] if len(set(shown)) < len(set(values)) else shown
+    for digits in (12,) if COSTS[name].unit in ("", "B") else (6, 9, 12):
+        if len(set(shown)) < len(set(values)):
+            shown = [_in_full(name, value, digits) for value in values]
+    return shown
 
 
 def show_limit(name: str, value: float) -> str:
@@ -215,8 +218,8 @@ def show_limit(name: str, value: float) -> str:
     return show(name, value) if float(f"{value:.2e}") == value else _in_full(name, value)
 
 
-def _in_full(name: str, value: float) -> str:
-    return f"{value:,.12g}{NBSP}{COSTS[name].unit}".rstrip(NBSP)
+def _in_full(name: str, value: float, digits: int = 12) -> str:
+    return f"{value:,.{digits}g}{NBSP}{COSTS[name].unit}".rstrip(NBSP)
 
 
 def _decimals(value: float) -> int:

@@ -212,6 +212,16 @@ def test_a_limit_between_buckets_is_marked() -> None:
     assert row == f"{show('peak_inference_mib', 0.4)} – {show('peak_inference_mib', 0.45)}"
 
 
+def test_different_costs_look_different_in_the_tables() -> None:
+    said = facts_of("hybrid", list(map(Budget.parse, ("parameters <= 123456", "macs <= 5M"))))
+    page = build_screening(said, "onenet-bench screen")
+    cells = re.findall(r'<td class="n" data-value="(.*?)">(.*?)</td>', page)
+    columns = [cells[i::4] for i in range(4)]
+    assert len({float(value) for value, _ in columns[3]}) > 1
+    for column in columns:
+        assert len({text for _, text in column}) == len({value for value, _ in column})
+
+
 def test_a_net_at_its_limit_is_within_it(alone: pd.DataFrame) -> None:
     exact = sorted(nets(alone)["macs"])[100]
     said = facts_of("depth_scale", [Budget(cost="macs", limit=exact)])

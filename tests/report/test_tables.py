@@ -54,6 +54,8 @@ def test_different_numbers_look_different_side_by_side() -> None:
     assert show_apart("parameters", 1_000.0, 1_000) == [show("parameters", 1_000)] * 2
     assert show_apart("peak_inference_mib", 2.0, 2.5) == [show("peak_inference_mib", 2.0), "2.50\u00a0MiB"]
     assert show_apart("peak_inference_mib", 2.001, 2.0015) == ["2.001\u00a0MiB", "2.0015\u00a0MiB"]
+    assert show_apart("peak_inference_mib", 1 / 3, 0.3334) == ["0.333333\u00a0MiB", "0.3334\u00a0MiB"]
+    assert show_apart("macs", 5_012_345, 5_012_346) == ["5,012,345", "5,012,346"]
 
 
 def test_a_column_has_one_unit() -> None:
