@@ -254,7 +254,12 @@ def score_axis(name: str, values: Collection[float]) -> dict[str, Any]:
         return axis
     low, high = min(values), max(values)
     margin = max(0.06 * (high - low), 0.005)
-    return {**axis, "range": [low - margin, high + margin]}
+    bottom, top = low - margin, high + margin
+    if low >= 0:  # so little below 0, and above a share of 1, that there is no tick
+        bottom = max(bottom, -0.06 * top)
+    if high <= 1 and not SCORES[name].unit:
+        top = min(top, 1 + 0.06 * (1 - bottom))
+    return {**axis, "range": [bottom, top]}
 
 
 # Hypervolume over trials -----------------------------------------------------------------------------------
@@ -320,10 +325,11 @@ def plot_hypervolume(facts: HypervolumeFacts) -> go.Figure:
             hoverinfo="text",
         )
     )  # fmt: skip
+    whole = {"dtick": 1} if len(order) < 10 else {}  # there is no half candidate
     figure.update_layout(
         **LOOKS,
         showlegend=False,
-        xaxis={**AXIS, "title": {"text": "Candidates that have ended", "standoff": 10}, "rangemode": "tozero"},
+        xaxis={**AXIS, **whole, "title": {"text": "Candidates that have ended", "standoff": 10}, "rangemode": "tozero"},
         yaxis={**AXIS, "title": {"text": "Hypervolume", "standoff": 10}, "rangemode": "tozero", "nticks": 6},
     )
     return figure

@@ -58,6 +58,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Written]:
     made = {
         "example": write_run(folder / "example"),
         "three": write_run(folder / "three", objectives=("miou", "parameters", "macs"), measured=True),
+        "short": write_run(folder / "short", trials=4, complete=3, epochs=2),
         "empty": write_run(folder / "empty", trials=6, complete=0, ended=False, under_way=1, samples=False),
         "hostile": write_run(
             folder / "x--><img src=y onerror=window.pwned=1>",
@@ -187,6 +188,17 @@ def assert_shows(reader: Reader, record: Record) -> None:
     assert page.locator("#details .curve .point").count() == 2 * len(record.history)
     widths = page.locator("#details .views img").evaluate_all("all => all.map(one => one.naturalWidth)")
     assert widths == [64, 64, 32] * 4
+
+
+def test_candidates_and_epochs_are_whole(reader: Reader) -> None:
+    page = reader.read("short")
+    page.wait_for_selector("#hypervolume .xtick text")
+    ended = page.locator("#hypervolume .xtick text").all_text_contents()
+    page.locator(".candidates button.net").first.click()
+    page.wait_for_selector("#details .curve .x2tick text")
+    epochs = page.locator("#details .curve .xtick text, #details .curve .x2tick text").all_text_contents()
+    assert all(text.isdigit() for text in [*ended, *epochs]), (ended, epochs)
+    assert {"1", "2"} <= set(ended) & set(epochs)
 
 
 def test_a_click_on_a_point_opens_its_net(reader: Reader) -> None:

@@ -22,6 +22,7 @@ from onenet_bench.report.figures import (
     pair_front,
     plot_front,
     plot_hypervolume,
+    score_axis,
     spread,
 )
 from onenet_bench.report.tables import read_run
@@ -173,6 +174,17 @@ def test_an_axis_names_its_cost_and_unit() -> None:
     assert axis["type"] == "log"
     assert axis["range"][0] < math.log10(0.5)
     assert math.log10(8.0) < axis["range"][1]
+
+
+@pytest.mark.parametrize("scores", [(0.0,), (0.0, 0.001), (0.003, 0.02), (0.0, 0.9), (0.98, 1.0), (0.999,), (0.0, 1.0)])
+def test_a_score_axis_has_no_tick_that_no_score_can_have(scores: tuple[float, ...]) -> None:
+    low, high = score_axis("miou", scores)["range"]
+    assert low < min(scores)
+    assert max(scores) < high
+    finest = (high - low) / 8  # of at most eight ticks
+    assert low > -finest
+    assert high < 1 + finest
+    assert score_axis("ce", [0.9, 1.6])["range"][1] > 1.6
 
 
 def test_the_hypervolume_grows_as_computed_by_hand() -> None:

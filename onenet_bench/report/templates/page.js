@@ -110,7 +110,8 @@
     const line = (key, axis) => ({ x: net.curve.epoch, y: net.curve[key], mode: "lines+markers", marker: { size: 4 },
       line: { width: 1.5, color: "#1f78b4" }, xaxis: "x" + axis, yaxis: "y" + axis, hovertemplate: "epoch %{x}: %{y}<extra></extra>" });
     const base = { showgrid: true, gridcolor: "rgba(128,138,148,0.22)", zeroline: false, nticks: 5, automargin: true };
-    const under = { ...base, title: { text: "epoch", font: { size: 12 } } };
+    const whole = net.curve.epoch.at(-1) - net.curve.epoch[0] < 6 ? { dtick: 1 } : {}; // there is no half epoch
+    const under = { ...base, ...whole, title: { text: "epoch", font: { size: 12 } } };
     draw(where, { data: [line("loss", ""), line("score", "2")], layout: {
       font: { size: 11 }, hoverlabel: { font: { size: 12 } }, showlegend: false, margin: { l: 34, r: 8, t: 24, b: 36 },
       paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
