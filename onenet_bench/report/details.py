@@ -64,7 +64,7 @@ def data(
         "curve": run.first_pair[0].name,
         "curve_title": SCORES[run.first_pair[0].name].title,
         "classes": list(run.task.class_names),
-        "csv": run.complete.to_csv(index=False, lineterminator="\r\n"),
+        "csv": run.complete.convert_dtypes().to_csv(index=False, lineterminator="\r\n"),
     }
 
 

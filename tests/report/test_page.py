@@ -188,7 +188,9 @@ def test_a_long_learning_curve_is_thinned_and_keeps_its_ends(
 
 
 def test_the_csv_holds_every_complete_candidate_unrounded(example: Written) -> None:
-    table = pd.read_csv(io.StringIO(page_facts(read_run(example.path))["data"]["csv"]))
+    text = page_facts(read_run(example.path))["data"]["csv"]
+    table = pd.read_csv(io.StringIO(text))
+    assert {str(table[name].dtype) for name in ("parameters", "macs", "activation_bytes")} == {"int64"}
     assert list(table["trial"]) == [record.trial for record in example.complete()]
     assert list(table["macs"]) == [record.costs.macs for record in example.complete() if record.costs]
     assert list(table["miou"]) == pytest.approx([record.scores["miou"] for record in example.complete()], rel=1e-15)
