@@ -40,6 +40,7 @@ def test_profile_prints_what_is_counted() -> None:
     table = call("profile", "onenet_e_4", "--layers").stdout
     assert "16,388,216" in table
     assert re.search(r"decoder\.3\.head \(never runs\) +9,220", table)
+    assert "on one batch of 16, weights included" in table
 
 
 def test_the_version_is_the_packages() -> None:

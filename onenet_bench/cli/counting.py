@@ -56,7 +56,8 @@ def profile(
         value = getattr(counted, name)
         if value is not None:
             shown = f"{value:,}" if isinstance(value, int) else f"{value:,.2f}"
-            table.add_row(name, f"{shown} {column.unit}".strip(), column.convention)
+            what = column.convention.replace("on one batch", f"on one batch of {batch}")
+            table.add_row(name, f"{shown} {column.unit}".strip(), what)
     seen = "height x width of the image that a pixel of the logits can depend on, far from the borders"
     table.add_row("receptive_field", f"{field.height} x {field.width} px", seen)
     print_table(table)
