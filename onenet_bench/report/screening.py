@@ -38,7 +38,7 @@ def plot_histogram(histogram: Histogram) -> go.Figure:
         return go.Bar(
             meta=name, x=(edges[1:] + edges[:-1]) / 2, width=np.diff(edges), y=list(counts),
             marker={"color": colour, "line": {"width": 0}}, hoverinfo="text",
-            text=[f"{span}<br>{n:,} nets, {fit:,} fit"
+            text=[f"{span}<br>{n:,} net{'s' * (n != 1)}, {fit:,} fit"
                   for span, n, fit in zip(spans, histogram.nets, histogram.fitting, strict=True)],
             textposition="none",
         )  # fmt: skip
@@ -83,8 +83,9 @@ def plot_pair(facts: ScreeningFacts, pair: Pair) -> go.Figure:
             density(
                 "nets", pair.nets, "128,138,148",
                 customdata=np.stack([pair.nets, pair.fitting], axis=2).astype(np.int32),
+                text=np.where(pair.nets == 1, "net", "nets"),
                 hovertemplate="<br>".join(
-                    ["%{customdata[0]:,} nets, %{customdata[1]:,} fit", *around]) + "<extra></extra>",
+                    ["%{customdata[0]:,} %{text}, %{customdata[1]:,} fit", *around]) + "<extra></extra>",
             ),
             density("fitting", pair.fitting, "31,120,180", hoverinfo="skip"),
         ]

@@ -348,6 +348,18 @@ def test_few_nets_are_counted_in_whole_ones(facts: ScreeningFacts) -> None:
     assert plot_histogram(histogram).layout.yaxis.dtick is None
 
 
+def test_one_net_is_one_net(facts: ScreeningFacts) -> None:
+    histogram, pair = facts.histograms[2], facts.pairs[0]
+    assert 1 in histogram.nets
+    said = [text.split("<br>")[1].split(",")[0] for text in plot_histogram(histogram).data[0].text]
+    assert said == [f"{n} net" if n == 1 else f"{n} nets" for n in histogram.nets]
+    hovered = plot_pair(facts, pair).data[0]
+    assert hovered.hovertemplate.startswith("%{customdata[0]:,} %{text}, ")
+    assert {(n == 1, text) for n, text in zip(pair.nets.flat, np.asarray(hovered.text).flat, strict=True)} == {
+        (True, "net"), (False, "nets"),
+    }  # fmt: skip
+
+
 def test_figures_show_the_facts(facts: ScreeningFacts) -> None:
     histogram = facts.histograms[2]
     fitting, rest = plot_histogram(histogram).data
