@@ -395,6 +395,8 @@ def predict(checkpoint: Checkpoint, planned: Sequence[Job], reading: Reading) ->
             yield _volume(checkpoint, job, reading) if _is_volume(job.source) else _image(checkpoint, job, reading)
         except OnenetBenchError as error:
             yield Failure(job=job, reason=str(error))
+        except MemoryError:
+            yield Failure(job=job, reason=f"{job.source} takes more memory than there is; use one of fewer pixels")
 
 
 def _image(checkpoint: Checkpoint, job: Job, reading: Reading) -> Prediction:

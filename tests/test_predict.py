@@ -320,6 +320,24 @@ def test_a_bad_file_is_named_and_the_others_are_done(name: str, tmp_path: Path) 
     assert sorted(path.name for path in (tmp_path / "out").rglob("*.*")) == ["first.png"] * 2 + ["last.png"] * 2
 
 
+def test_an_image_beyond_the_memory_is_named_and_the_others_are_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read(path: Path, channels: int) -> NDArray[np.uint8]:
+        if path.stem == "first":
+            raise MemoryError
+        return noise(9, 9, channels)
+
+    monkeypatch.setattr(inference.rasters, "read_image", read)
+    files = [tmp_path / "first.npy", tmp_path / "last.npy"]
+    for path in files:
+        np.save(path, noise(9, 9))
+    failed, last = run(save(tmp_path, threshold()), files, tmp_path / "out")
+    assert isinstance(failed, Failure)
+    assert re.search(r"first\.npy takes more memory than there is; use one of fewer pixels", failed.reason)
+    assert isinstance(last, Prediction)
+
+
 def test_what_cannot_be_written_is_named_and_nothing_is_left_half(tmp_path: Path) -> None:
     np.save(tmp_path / "a.npy", noise(9, 9))
     checkpoint = save(tmp_path, threshold())
