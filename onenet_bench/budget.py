@@ -23,7 +23,8 @@ from onenet_bench.record import COSTS, Costs
 from onenet_bench.task import MOST_SIDE
 
 _FORM = re.compile(
-    r"\s*(?P<cost>[a-z_0-9]+)\s*<=\s*(?P<limit>[0-9]+(_[0-9]+)*(\.[0-9]*)?)([eE](?P<power>[+-]?[0-9]{1,9}))?\s*(?P<suffix>[kMG])?\s*"
+    r"\s*(?P<cost>[a-z_0-9]+)\s*<=\s*(?P<limit>[0-9]+(_[0-9]+)*(\.[0-9]*)?)([eE](?P<power>[+-]?[0-9]{1,9}))?"
+    r"\s*(?P<suffix>[kMG])?\s*"
 )
 _POWER = {None: 0, "k": 3, "M": 6, "G": 9}
 

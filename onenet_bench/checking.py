@@ -239,8 +239,8 @@ def _code(text: str) -> str:
 
 
 def _junit(facts: CheckFacts) -> str:
-    """JUnit XML: one suite, one test case per net and limit; the layers that differ in its failure, and
-    beside MACs what they leave out."""
+    """JUnit XML: one suite, one test case per net and limit; the layers that differ stand in its failure, what MACs
+    leave out beside them."""
     suite = ElementTree.Element(
         "testsuite", name="onenet-bench check", tests=str(len(facts.findings)), failures=str(len(facts.broken)),
         errors="0", skipped="0",

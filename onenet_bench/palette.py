@@ -52,6 +52,7 @@ def lab(rgb: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
 
 
 _XYZ = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]])
+"""From linear sRGB, (3, 3)."""
 
 
 def hexadecimal(colour: Colour) -> str:

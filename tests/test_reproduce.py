@@ -469,8 +469,8 @@ def test_wrong_words_are_one_sentence_and_leave_nothing(
 @pytest.mark.parametrize(
     ("page", "sentence"),
     [
-        ("file/new/page.html", "a page's file lies in a folder, but file is none; name another"),
-        ("folder.html", r"a page is a file, but folder\.html is a folder; name another"),
+        ("file/new/page.html", r"must be writable, but file/new/page\.html is not: file is no folder; name another"),
+        ("folder.html", r"must be writable, but folder\.html is not: it is a folder; name another"),
     ],
 )
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from onenet_bench import __version__
-from onenet_bench.errors import OnenetBenchError, RecipeError, known
+from onenet_bench.errors import RecipeError, known
 from onenet_bench.task import MOST_SIDE
 
 if TYPE_CHECKING:
@@ -177,18 +177,6 @@ def absolute(data: str) -> str:
     kind, _, where = data.partition(":")
     found = where and kind != "synthetic"  # whose words are knobs
     return f"{kind}:{resolved(where)}" if found else data
-
-
-def check_page(out: Path) -> None:
-    """Raise OnenetBenchError where a page cannot be written to ``out``, before what takes long."""
-    from onenet_bench.report.html_file import check_html
-
-    check_html(out)
-    if out.is_dir():
-        raise OnenetBenchError(f"a page is a file, but {out} is a folder; name another")
-    above = next(folder for folder in out.parents if folder.exists())
-    if not above.is_dir():
-        raise OnenetBenchError(f"a page's file lies in a folder, but {above} is none; name another")
 
 
 def file_name(text: str) -> str:

@@ -30,7 +30,6 @@ from onenet_bench.cli.options import (
     Steps,
     app,
     check_device,
-    check_page,
     command_line,
     file_name,
     fresh,
@@ -267,19 +266,19 @@ def screen(
     from onenet_bench import space as spaces
     from onenet_bench.budget import Budget
     from onenet_bench.report import survey, survey_words
+    from onenet_bench.report.html_file import check_html
     from onenet_bench.report.screening import write_screening
 
     reached = spaces.load(space)
     limits = tuple(map(Budget.parse, budget)) if budget else reached.budget
     page = out or REPORTS / f"screen-{file_name(reached.name)}.html"
-    check_page(page)
+    check_html(page)
     found = screening.screen(
         reached, resolution or reached.task.get("resolution", 64), classes=classes, in_channels=channels,
         most=screening.MOST if most is None else most, seed=seed,
     )  # fmt: skip
     facts = survey.screening_facts(found, limits)
-    command = command_line()
-    write_screening(facts, page, command)
+    write_screening(facts, page, command_line())
     if json_:
         print_json({**survey.to_dict(facts), "report": str(page)})
     else:

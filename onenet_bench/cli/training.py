@@ -28,7 +28,6 @@ from onenet_bench.cli.options import (
     Threads,
     app,
     check_device,
-    check_page,
     command_line,
     fresh,
     go_on,
@@ -241,6 +240,7 @@ def reproduce(
     from onenet_bench import reproduce as reproduction
     from onenet_bench.record import usable_cores
     from onenet_bench.report import reproduce as pages
+    from onenet_bench.report.html_file import check_html
 
     check_device(device)
     if smoke and (root or data):
@@ -248,7 +248,7 @@ def reproduce(
     kinds = reproduction.published(table).data
     name = f"{table}-smoke" if smoke else table
     page = html or REPORTS / f"reproduce-{name}.html"
-    check_page(page)
+    check_html(page)  # before days of training
     asked = reproduction.order(
         table,
         data=datasets.split(",") if datasets else None,

@@ -154,7 +154,8 @@ def _tiles(run: Run, front: list[int], growth: figures.HypervolumeFacts | None) 
         {
             "name": "time",
             "value": tables.duration(sum(record.seconds for record in run.records)),
-            "note": "summed over candidates" + (", failed ones to their last epoch" * bool(run.count(Status.FAILED))),
+            "note": "summed over candidates"
+            + (", failed ones to their last epoch" if run.count(Status.FAILED) else ""),
         },
     ]
 

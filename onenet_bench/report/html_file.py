@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from onenet_bench.errors import OnenetBenchError
@@ -9,17 +10,25 @@ from onenet_bench.files import whole
 
 
 def check_html(out: Path) -> None:
-    """Raise OnenetBenchError unless ``out`` ends in .html: it may be somebody's ledger, space or net."""
+    """Raise OnenetBenchError where no page can be at ``out``, which can be asked before what takes long.
+
+    It ends in .html, for it may be somebody's ledger, space or net; it is no folder, and lies under no file.
+    """
     if out.suffix != ".html":
         raise OnenetBenchError(
             f"a page's file ends in .html, but got {out}; name it {(out.stem.strip('.') or 'page') + '.html'}"
         )
+    if os.path.isdir(out):
+        raise OnenetBenchError(f"a page's file must be writable, but {out} is not: it is a folder; name another")
+    above = next((folder for folder in out.parents if os.path.exists(folder)), None)
+    if above and not os.path.isdir(above):
+        raise OnenetBenchError(f"a page's file must be writable, but {out} is not: {above} is no folder; name another")
 
 
 def write_html(out: Path, text: str) -> Path:
     """Put ``text`` in the place of ``out``, whatever happens meanwhile, and return ``out``; folders are made.
 
-    Raises OnenetBenchError where that cannot be done, or ``out`` does not end in .html; what stood there still stands.
+    Raises OnenetBenchError where that cannot be done, or ``check_html`` does; what stood there still stands.
     """
     check_html(out)
     try:

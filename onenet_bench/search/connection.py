@@ -65,7 +65,7 @@ def _interrupts() -> Iterator[Interrupts]:
     try:
         yield found
     except Exception:
-        found.check()
+        found.check()  # what Ctrl-C broke is told as Ctrl-C
         raise
     finally:
         if is_usual:
